@@ -1,0 +1,46 @@
+"""The admin address: metrics and state over HTTP."""
+
+import socket
+
+from aiohttp import web
+
+from lb.metrics import CONTENT_TYPE, Metrics
+from lb.status import Status
+
+
+class Admin:
+    """Serves HTTP on a bound socket."""
+
+    def __init__(self, metrics: Metrics, status: Status) -> None:
+        self._metrics = metrics
+        self._status = status
+        application = web.Application()
+        application.router.add_get("/metrics", self._get_metrics)
+        application.router.add_get("/healthz", self._get_healthz)
+        application.router.add_get("/readyz", self._get_readyz)
+        application.router.add_get("/status", self._get_status)
+        self._runner = web.AppRunner(application, access_log=None)
+
+    async def start(self, sock: socket.socket) -> None:
+        """Starts to listen. The socket stays the caller's."""
+        await self._runner.setup()
+        await web.SockSite(self._runner, sock).start()
+
+    async def stop(self) -> None:
+        """Stops to listen and closes the connections."""
+        await self._runner.cleanup()
+
+    async def _get_metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _get_healthz(self, _: web.Request) -> web.Response:
+        return web.Response(text="alive\n")
+
+    async def _get_readyz(self, request: web.Request) -> web.Response:
+        obstacles = self._status.obstacles()
+        verdict = "not ready" if obstacles else "ready"
+        lines = [verdict, *obstacles] if "verbose" in request.query else [verdict]
+        return web.Response(text="\n".join(lines) + "\n", status=503 if obstacles else 200)
+
+    async def _get_status(self, _: web.Request) -> web.Response:
+        return web.json_response(self._status.snapshot())

@@ -1,0 +1,153 @@
+"""The composition root: puts the layers together in the order that the machine needs.
+
+What needs privilege comes first (load, bind), then every privilege is dropped, then the self-test proves
+that the rest works without, and only then does anybody listen.
+"""
+
+import asyncio
+import logging
+import resource
+import signal
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
+import uvloop
+
+from lb import config, privileges
+from lb.admin import Admin
+from lb.dataplane import DataPlane, MachineError, Sizes, load, selftest
+from lb.metrics import Metrics
+from lb.server import Server
+from lb.server.listener import bind
+from lb.status import Status
+
+_log = logging.getLogger(__name__)
+
+# Descriptors that are not connections: maps, programs, listeners, the admin address, logs.
+_RESERVED_DESCRIPTORS = 128
+_FEWEST_CONNECTIONS = 64
+
+
+def run(settings: config.Config, source: Path) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Raises:
+        MachineError: this machine cannot; nothing was served.
+    """
+    connections = usable_connections(settings.runtime.max_connections)
+    with ExitStack() as stack:
+        plane = load(sizes(settings, connections))
+        stack.callback(plane.close)
+        bound = [stack.enter_context(_bind(settings, listener)) for listener in settings.listeners]
+        admin = settings.admin.address
+        admin_socket = stack.enter_context(_bind_admin(admin)) if admin is not None else None
+        _log.info("%s", privileges.drop(settings.runtime.user))
+        selftest.require(plane)
+        uvloop.run(_serve(settings, source, plane, bound, admin_socket))
+
+
+def sizes(settings: config.Config, connections: int) -> Sizes:
+    """What a configuration needs, and the self-test."""
+    listeners = len(settings.listeners)
+    backends = sum(len(pool.backends) for pool in settings.pools)
+    return Sizes(
+        connections=connections + selftest.SLOTS,
+        framings=listeners + selftest.FRAMINGS,
+        backends=backends + selftest.BACKENDS,
+        traffic_rows=listeners * backends + selftest.ROWS,
+    )
+
+
+def usable_connections(wanted: int) -> int:
+    """As many connections as wanted, if the process may have the descriptors; raises its own soft limit.
+
+    Raises:
+        MachineError: too few for any use.
+    """
+    needed = wanted + _RESERVED_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < needed:
+            _log.warning(
+                "max_connections is %d instead of %d: the process may have %d descriptors; raise `ulimit -Hn`"
+                " (systemd: LimitNOFILE=) to %d",
+                soft - _RESERVED_DESCRIPTORS,
+                wanted,
+                soft,
+                needed,
+            )
+            wanted = soft - _RESERVED_DESCRIPTORS
+    if wanted < _FEWEST_CONNECTIONS and soft < needed:
+        raise MachineError(f"the process may have {soft} descriptors", f"raise `ulimit -Hn` to {needed}")
+    return wanted
+
+
+def _bind(settings: config.Config, listener: config.Listener) -> socket.socket:
+    try:
+        return bind(listener, settings.pool(listener.pool).timeouts.half_message)
+    except OSError as error:
+        raise privileges.explain_bind(error, str(listener.address)) from error
+
+
+def _bind_admin(address: config.Address) -> socket.socket:
+    sock = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address.sockaddr)
+    except OSError as error:
+        sock.close()
+        raise privileges.explain_bind(error, str(address)) from error
+    return sock
+
+
+async def _serve(
+    settings: config.Config,
+    source: Path,
+    plane: DataPlane,
+    bound: list[socket.socket],
+    admin_socket: socket.socket | None,
+) -> None:
+    server = Server(settings, plane, bound)
+    status = Status(server, source)
+    admin = Admin(Metrics(server), status)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    serving = asyncio.current_task()
+    assert serving is not None
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set() or number is signal.SIGINT:
+            _log.info("%s: closing at once", number.name)
+            serving.cancel()
+        else:
+            _log.info("%s: draining; once more closes at once", number.name)
+            stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            main = tasks.create_task(server.run(stop), name="server")
+            await server.started.wait()
+            if admin_socket is not None:
+                await admin.start(admin_socket)
+            for listener, listening in zip(server.listeners, server.listenings, strict=True):
+                _log.info(
+                    "listener %s: %s, %s, pool %s",
+                    listening.config.name,
+                    listener.address,
+                    listening.config.framing.name,
+                    listening.config.pool,
+                )
+            if admin_socket is not None:
+                _log.info("admin: http://%s:%d", *admin_socket.getsockname()[:2])
+            await main
+    except asyncio.CancelledError:
+        if not stop.is_set() and serving.cancelling() == 0:
+            raise
+    finally:
+        await admin.stop()
+    _log.info("stopped")

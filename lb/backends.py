@@ -1,0 +1,105 @@
+"""The live state of backends: who can be connected to, and what went wrong when one could not."""
+
+import enum
+import errno
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable
+
+from lb import config
+
+_log = logging.getLogger(__name__)
+
+_REASONS = {
+    errno.ECONNREFUSED: "refused",
+    errno.ETIMEDOUT: "timeout",
+    errno.ECONNRESET: "reset",
+    errno.EHOSTUNREACH: "unreachable",
+    errno.ENETUNREACH: "unreachable",
+    errno.EADDRNOTAVAIL: "no_local_port",
+    errno.EMFILE: "no_descriptor",
+    errno.ENFILE: "no_descriptor",
+    errno.ENOMEM: "no_memory",
+    errno.ENOBUFS: "no_memory",
+}
+
+
+def connect_failure(code: int) -> str:
+    """The reason, as in the label of a metric, why a connect failed with this errno."""
+    return _REASONS.get(code, errno.errorcode.get(code, "unknown").lower())
+
+
+class Health(enum.Enum):
+    """What is known about a backend."""
+
+    UNKNOWN = "unknown"  # not tried yet; clients try
+    UP = "up"
+    DOWN = "down"
+
+
+class Backend:
+    """A backend of a pool. Takes part in the choice unless it is known to be down."""
+
+    def __init__(self, pool: str, backend: config.Backend, check: config.HealthCheck, index: int) -> None:
+        self.pool = pool
+        self.config = backend
+        self.index = index
+        self.health = Health.UNKNOWN
+        self.connections = 0
+        self.connect_failures: Counter[str] = Counter()
+        self.on_change: list[Callable[[Backend], None]] = []
+        self._check = check
+        self._run = 0  # of equal results, when they contradict the health
+
+    def __str__(self) -> str:
+        return f"{self.pool}/{self.config.name}"
+
+    @property
+    def name(self) -> str:
+        """Unique in its pool."""
+        return self.config.name
+
+    @property
+    def weight(self) -> int:
+        """Its share of the messages while it is not down."""
+        return self.config.weight
+
+    @property
+    def usable(self) -> bool:
+        """Whether clients connect to it."""
+        return self.health is not Health.DOWN
+
+    def connected(self) -> None:
+        """A connection or a check succeeded."""
+        self._result(Health.UP, self._check.rise, "connected")
+
+    def failed(self, reason: str) -> None:
+        """A connection or a check failed."""
+        self.connect_failures[reason] += 1
+        self._result(Health.DOWN, self._check.fall, reason)
+
+    def _result(self, health: Health, needed: int, reason: str) -> None:
+        if health is self.health:
+            self._run = 0
+            return
+        self._run += 1
+        if self._run < needed and self.health is not Health.UNKNOWN:
+            return
+        before, self.health, self._run = self.health, health, 0
+        _log.log(
+            logging.WARNING if health is Health.DOWN else logging.INFO,
+            "backend %s is %s (was %s): %s",
+            self,
+            health.value,
+            before.value,
+            reason,
+        )
+        for observer in self.on_change:
+            observer(self)
+
+
+def backoff(attempt: int, *, shortest: float = 0.1, longest: float = 5.0) -> float:
+    """Seconds to wait before the given attempt (0, 1, ...): doubling, half of it random."""
+    ceiling = min(longest, shortest * 2.0 ** min(attempt, 16))
+    return ceiling * random.uniform(0.5, 1.0)

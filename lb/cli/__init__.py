@@ -1,0 +1,78 @@
+"""The commands. Nouns show, verbs change; exit 0: fine, 1: refused, 2: usage."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+import lb
+from lb.config.errors import ConfigErrors
+from lb.dataplane.errors import MachineError
+
+DEFAULT_ADMIN = "127.0.0.1:9901"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    # Only the command that runs is imported: `check` needs neither libbpf nor uvloop.
+    command = import_module(f"lb.cli.{options.module}")
+    try:
+        code: int = command.main(options)
+    except ConfigErrors as errors:
+        for error in errors.errors:
+            print(error, file=sys.stderr)
+        return 1
+    except MachineError as error:
+        print(f"sockmap-lb: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `sockmap-lb status | head`
+        sys.stderr.close()
+        return 1
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sockmap-lb", description="A load balancer for messages, whose data path stays in the kernel."
+    )
+    parser.add_argument("--version", action="version", version=f"sockmap-lb {lb.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="serve a configuration until SIGTERM")
+    run.add_argument("-c", "--config", type=Path, required=True, metavar="FILE")
+    run.add_argument("--log-format", choices=("text", "json"), default="text")
+    run.set_defaults(module="run")
+
+    check = commands.add_parser("check", help="validate a configuration; print every error")
+    check.add_argument("file", type=Path, metavar="FILE")
+    check.set_defaults(module="check")
+
+    doctor = commands.add_parser("doctor", help="would `run` work on this machine?")
+    doctor.set_defaults(module="doctor")
+
+    demo = commands.add_parser("demo", help="three backends, a balancer and some load on loopback")
+    demo.add_argument("--seconds", type=_seconds, default=10.0, metavar="N", help="how long (default: 10)")
+    demo.set_defaults(module="demo")
+
+    status = commands.add_parser("status", help="state of listeners, pools and backends")
+    status.add_argument("--admin", default=DEFAULT_ADMIN, metavar="ADDR", help=f"default: {DEFAULT_ADMIN}")
+    status.add_argument("--json", action="store_true", help="for machines")
+    status.set_defaults(module="status")
+
+    # Not listed: what the demonstration and the compose file are made of.
+    backend = commands.add_parser("demo-backend")
+    backend.add_argument("--name", required=True)
+    backend.add_argument("--listen", default="127.0.0.1:0", metavar="ADDR")
+    backend.set_defaults(module="demo_backend")
+    return parser
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError("must be more than 0")
+    return value

@@ -1,0 +1,16 @@
+"""``sockmap-lb check``."""
+
+import argparse
+
+from lb import config
+
+
+def main(options: argparse.Namespace) -> int:
+    """Validates a file; errors are the caller's to print."""
+    settings = config.load(options.file)
+    backends = sum(len(pool.backends) for pool in settings.pools)
+    print(
+        f"{options.file}: fine: {len(settings.listeners)} listeners, {len(settings.pools)} pools,"
+        f" {backends} backends"
+    )
+    return 0

@@ -1,0 +1,35 @@
+"""The configuration file: YAML to immutable, validated values. Pure but for reading the file."""
+
+from lb.config.errors import ConfigError, ConfigErrors
+from lb.config.model import (
+    Address,
+    Admin,
+    Backend,
+    Balance,
+    Config,
+    Connections,
+    HealthCheck,
+    Listener,
+    Pool,
+    Runtime,
+    Timeouts,
+)
+from lb.config.parse import load, parse
+
+__all__ = [
+    "Address",
+    "Admin",
+    "Backend",
+    "Balance",
+    "Config",
+    "ConfigError",
+    "ConfigErrors",
+    "Connections",
+    "HealthCheck",
+    "Listener",
+    "Pool",
+    "Runtime",
+    "Timeouts",
+    "load",
+    "parse",
+]

@@ -1,0 +1,85 @@
+"""The `listeners` section: addresses, and the framing and pool behind each."""
+
+from lb.config.model import Address, Listener
+from lb.config.protocols import Protocols
+from lb.config.scalars import read_listen_address, read_name
+from lb.config.value import Section, Value, refuse_duplicates, show, suggest
+from lb.framing import Framing
+
+_MAX_LISTENERS = 64
+_DEFAULT_PROTOCOL = "length-prefixed"
+
+
+class Listeners:
+    """The listeners of a file.
+
+    `pools` are the names that may be used, None if nobody knows them; `taken` says who has an address.
+    """
+
+    def __init__(
+        self, value: Value, protocols: Protocols, pools: frozenset[str] | None, taken: dict[Address, str]
+    ) -> None:
+        self.listeners: list[Listener] = []
+        self._protocols = protocols
+        self._pools = pools
+        self._taken = taken
+        items = value.items("a list of listeners")
+        if len(items) > _MAX_LISTENERS:
+            value.fail(
+                f"has {len(items)} listeners (each has counters for each backend, {_MAX_LISTENERS} fit)",
+                "remove some",
+            )
+        refuse_duplicates(items, "name")
+        for item in items:
+            listener = self._read_listener(item)
+            if listener is not None:
+                self.listeners.append(listener)
+
+    def _read_listener(self, value: Value) -> Listener | None:
+        section = value.section("name", "address", "protocol", "pool")
+        if section is None:
+            return None
+        name = section.required("name", read_name, "rpc")
+        address = section.required("address", self._read_address, "0.0.0.0:7000")
+        default = self._protocols.framings[_DEFAULT_PROTOCOL]
+        framing = section.optional("protocol", self._read_protocol, default)
+        pool = self._read_pool(section)
+        if name is None or address is None or pool is None:
+            return None
+        return Listener(name, address, framing, pool)
+
+    def _read_address(self, value: Value) -> Address | None:
+        address = read_listen_address(value)
+        if address is None or address.port == 0:
+            return address
+        if address in self._taken:
+            value.fail(
+                f"{show(str(address))} is taken by {self._taken[address]}", "use another address or port"
+            )
+            return None
+        self._taken[address] = value.path
+        return address
+
+    def _read_protocol(self, value: Value) -> Framing | None:
+        name = value.text("the name of a protocol")
+        names = self._protocols.names
+        if name is not None and names is not None and name not in names:
+            value.fail(f"unknown protocol {show(name)}", suggest(name, names, "protocols"))
+        return None if name is None else self._protocols.framings.get(name)
+
+    def _read_pool(self, section: Section) -> str | None:
+        names = self._pools
+        if "pool" not in section.entries:
+            if names is None:
+                return ""
+            if len(names) == 1:
+                (only,) = names
+                return only
+        return section.required("pool", self._known_pool, "NAME, as there are several pools")
+
+    def _known_pool(self, value: Value) -> str | None:
+        name = value.text("the name of a pool")
+        names = self._pools
+        if name is not None and names is not None and name not in names:
+            value.fail(f"unknown pool {show(name)}", suggest(name, names, "pools"))
+        return name

@@ -1,0 +1,131 @@
+"""A configuration as the program sees it: immutable, in seconds and bytes, and valid."""
+
+import socket
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address
+
+from lb.framing import Framing
+
+
+class Balance(StrEnum):
+    """How a pool picks the backend of a message."""
+
+    ROUND_ROBIN = "round_robin"
+    LEAST_OUTSTANDING = "least_outstanding"
+    RANDOM = "random"
+    HASH = "hash"
+
+
+class Connections(StrEnum):
+    """Who shares a connection to a backend."""
+
+    PER_CLIENT = "per_client"
+    SHARED = "shared"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A TCP endpoint; port 0 lets the kernel choose."""
+
+    host: IPv4Address | IPv6Address
+    port: int
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """The address family of its sockets."""
+        return socket.AF_INET6 if self.host.version == 6 else socket.AF_INET
+
+    @property
+    def sockaddr(self) -> tuple[str, int]:
+        """As `socket.bind` and `socket.connect` take it."""
+        return (str(self.host), self.port)
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if self.host.version == 6 else str(self.host)
+        return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Admin:
+    """Where metrics, state and the dashboard are served; None: nowhere."""
+
+    address: Address | None = Address(IPv4Address("127.0.0.1"), 9901)
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """Who serves (None: whoever starts the process), the most sockets, and the most bytes waiting for one."""
+
+    user: str | None = "nobody"
+    max_connections: int = 65536
+    buffer_budget: int = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """An address that takes clients, the framing they speak, and the name of the pool that serves them."""
+
+    name: str
+    address: Address
+    framing: Framing
+    pool: str
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A server that answers requests; weight 0 gives it no new ones."""
+
+    name: str
+    address: Address
+    weight: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """How often to try a backend, in seconds, and how many results in a row change its state."""
+
+    interval: float = 2.0
+    timeout: float = 1.0
+    rise: int = 2
+    fall: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long to wait, in seconds."""
+
+    connect: float = 2.0
+    idle: float = 600.0
+    drain: float = 30.0
+    half_message: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Backends that answer the same requests; without a health check they are taken as alive."""
+
+    name: str
+    backends: tuple[Backend, ...]
+    balance: Balance = Balance.LEAST_OUTSTANDING
+    connections: Connections = Connections.PER_CLIENT
+    batch: int = 64
+    health_check: HealthCheck | None = None
+    timeouts: Timeouts = Timeouts()
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole configuration; every listener's pool is there."""
+
+    admin: Admin
+    runtime: Runtime
+    listeners: tuple[Listener, ...]
+    pools: tuple[Pool, ...]
+
+    def pool(self, name: str) -> Pool:
+        """Return the pool of this name; raises KeyError."""
+        for pool in self.pools:
+            if pool.name == name:
+                return pool
+        raise KeyError(name)

@@ -1,0 +1,90 @@
+"""A configuration file to a `Config`, or to all of its mistakes."""
+
+from pathlib import Path
+
+from lb.config.document import compose
+from lb.config.errors import ErrorLog
+from lb.config.listeners import Listeners
+from lb.config.model import Admin, Config, Runtime
+from lb.config.pools import Pools
+from lb.config.protocols import Protocols
+from lb.config.scalars import integer, read_listen_address, read_name, size
+from lb.config.units import format_size
+from lb.config.value import Value
+
+# What the other limits allow takes less than half of this, and reading so much may take seconds.
+_MAX_FILE = 512 << 10
+
+
+def load(path: Path) -> Config:
+    """Read a configuration file; raises ConfigErrors."""
+    log = ErrorLog(str(path))
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_FILE + 1)
+        if len(raw) <= _MAX_FILE:
+            return parse(raw.decode(), str(path))
+        log.add(0, "", f"is larger than {format_size(_MAX_FILE)}", "remove what is no configuration")
+    except OSError as error:
+        log.add(0, "", f"cannot be read: {error.strerror}", "check the path and its permissions")
+    except UnicodeDecodeError as error:
+        log.add(0, "", f"is not UTF-8 at byte {error.start}", "save it as UTF-8")
+    raise log.refusal()
+
+
+def parse(text: str, source: str) -> Config:
+    """Read a configuration from a text that came from `source`; raises ConfigErrors."""
+    log = ErrorLog(source)
+    root = compose(text, log)
+    config = None if root is None else _read_config(Value.at(root, "", log))
+    if config is None or log:
+        raise log.refusal()
+    return config
+
+
+def _read_config(value: Value) -> Config | None:
+    section = value.section("admin", "runtime", "protocols", "listeners", "pools")
+    if section is None:
+        return None
+    admin = section.optional("admin", _read_admin, Admin())
+    runtime = section.optional("runtime", _read_runtime, Runtime())
+    protocols = Protocols(section.entries.get("protocols"))
+    pools = section.required("pools", Pools, "[{name: workers, backends: [...]}]")
+    taken = {} if admin.address is None else {admin.address: "admin.address"}
+    listeners = section.required(
+        "listeners",
+        lambda entry: Listeners(entry, protocols, pools.names if pools else None, taken),
+        "[{name: rpc, address: 0.0.0.0:7000}]",
+    )
+    if pools is None or listeners is None:
+        return None
+    return Config(admin, runtime, tuple(listeners.listeners), tuple(pools.pools))
+
+
+def _read_admin(value: Value) -> Admin | None:
+    section = value.section("address")
+    if section is None:
+        return None
+    if section.off("address"):
+        return Admin(None)
+    return Admin(section.optional("address", read_listen_address, Admin().address))
+
+
+def _read_runtime(value: Value) -> Runtime | None:
+    section = value.section("user", "max_connections", "buffer_budget")
+    if section is None:
+        return None
+    default = Runtime()
+    return Runtime(
+        user=None if section.off("user") else section.optional("user", read_name, default.user),
+        max_connections=section.optional(
+            "max_connections",
+            integer(16, 1 << 20, "a client takes two or more; the sockmap is allocated whole at the start"),
+            default.max_connections,
+        ),
+        buffer_budget=section.optional(
+            "buffer_budget",
+            size(64 << 10, 1 << 30, "less stops a peer at each scheduling delay, more is no bound"),
+            default.buffer_budget,
+        ),
+    )

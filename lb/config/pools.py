@@ -1,0 +1,109 @@
+"""The `pools` section: backends, and how messages spread over them."""
+
+from lb.config.model import Backend, Balance, Connections, HealthCheck, Pool, Timeouts
+from lb.config.scalars import choice, duration, integer, read_backend_address, read_name
+from lb.config.value import Value, refuse_duplicates
+
+_MAX_POOLS = 64
+_MAX_BACKENDS = 1024
+_DAY = 86400.0
+
+_read_balance = choice(Balance, absent={Balance.HASH})
+_read_connections = choice(Connections, absent={Connections.SHARED})
+_read_weight = integer(0, 256, "0 takes no new messages; the kernel's turns are too coarse for more than 256")
+_read_batch = integer(1, 64, "the kernel program measures at most 64 messages at once")
+_read_streak = integer(1, 100, "results in a row; more would take minutes to act on")
+_read_duration = duration(0.01, _DAY, "less is lost in the scheduling of the process, more is no limit")
+
+
+class Pools:
+    """The pools of a file.
+
+    `names` has those of pools with mistakes too, so that these are not reported again at the listeners; None
+    says that a name is missing.
+    """
+
+    def __init__(self, value: Value) -> None:
+        self.pools: list[Pool] = []
+        self._backends = 0
+        items = value.items("a list of pools")
+        if len(items) > _MAX_POOLS:
+            value.fail(f"has {len(items)} pools (the kernel's table holds {_MAX_POOLS})", "remove some")
+        refuse_duplicates(items, "name")
+        names = [name.node.value for item in items if (name := item.peek("name"))]
+        self.names = frozenset(names) if items and len(names) == len(items) else None
+        for item in items:
+            pool = self._read_pool(item)
+            if pool is not None:
+                self.pools.append(pool)
+
+    def _read_pool(self, value: Value) -> Pool | None:
+        section = value.section(
+            "name", "backends", "balance", "connections", "batch", "health_check", "timeouts"
+        )
+        if section is None:
+            return None
+        name = section.required("name", read_name, "workers")
+        backends = section.required("backends", self._read_backends, "[{name: a, address: 10.0.0.11:9000}]")
+        balance = section.optional("balance", _read_balance, Balance.LEAST_OUTSTANDING)
+        connections = section.optional("connections", _read_connections, Connections.PER_CLIENT)
+        batch = section.optional("batch", _read_batch, 64)
+        health_check = section.optional("health_check", _read_health_check, None)
+        timeouts = section.optional("timeouts", _read_timeouts, Timeouts())
+        if name is None or backends is None:
+            return None
+        return Pool(name, backends, balance, connections, batch, health_check, timeouts)
+
+    def _read_backends(self, value: Value) -> tuple[Backend, ...] | None:
+        items = value.items("a list of backends with name and address")
+        before, self._backends = self._backends, self._backends + len(items)
+        if before <= _MAX_BACKENDS < self._backends:
+            value.fail(
+                f"brings all pools to {self._backends} backends (the kernel's table holds {_MAX_BACKENDS})",
+                "remove some",
+            )
+        refuse_duplicates(items, "name")
+        backends = [backend for item in items if (backend := _read_backend(item))]
+        if not items or len(backends) < len(items):
+            return None
+        if all(backend.weight == 0 for backend in backends):
+            value.fail(
+                "has only weights of 0, so no message can be sent", "give one backend a weight above 0"
+            )
+        return tuple(backends)
+
+
+def _read_backend(value: Value) -> Backend | None:
+    section = value.section("name", "address", "weight")
+    if section is None:
+        return None
+    name = section.required("name", read_name, "a")
+    address = section.required("address", read_backend_address, "10.0.0.11:9000")
+    weight = section.optional("weight", _read_weight, 1)
+    return None if name is None or address is None else Backend(name, address, weight)
+
+
+def _read_health_check(value: Value) -> HealthCheck | None:
+    section = value.section("interval", "timeout", "rise", "fall")
+    if section is None:
+        return None
+    default = HealthCheck()
+    return HealthCheck(
+        interval=section.optional("interval", _read_duration, default.interval),
+        timeout=section.optional("timeout", _read_duration, default.timeout),
+        rise=section.optional("rise", _read_streak, default.rise),
+        fall=section.optional("fall", _read_streak, default.fall),
+    )
+
+
+def _read_timeouts(value: Value) -> Timeouts | None:
+    section = value.section("connect", "idle", "drain", "half_message")
+    if section is None:
+        return None
+    default = Timeouts()
+    return Timeouts(
+        connect=section.optional("connect", _read_duration, default.connect),
+        idle=section.optional("idle", _read_duration, default.idle),
+        drain=section.optional("drain", _read_duration, default.drain),
+        half_message=section.optional("half_message", _read_duration, default.half_message),
+    )

@@ -1,0 +1,74 @@
+"""Loading the programs: from the committed object to a data plane that takes sockets.
+
+The order is the kernel's: maps get their sizes before the load, the mirror of the structs is checked before
+anything is written, and the programs are attached before the first socket is inserted (one that was inserted
+earlier would never be redirected). Only :func:`load` returns a :class:`~lb.dataplane.plane.DataPlane`.
+"""
+
+import errno
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import resources
+
+from lb import abi
+from lb.dataplane.errors import MachineError
+from lb.dataplane.plane import DataPlane
+from lb.libbpf import AttachType, LibbpfMissingError, LoadError, Object, SockMap
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much the maps hold."""
+
+    connections: int  # sockets, clients and upstreams together
+    framings: int
+    backends: int
+    traffic_rows: int  # pairs of listener and backend
+
+
+def load(sizes: Sizes) -> DataPlane:
+    """Loads the object, checks it against :mod:`lb.abi` and attaches the programs.
+
+    Raises:
+        MachineError: the kernel, its configuration or a privilege does not allow it.
+    """
+    image = resources.files("lb.dataplane").joinpath("lb.bpf.o").read_bytes()
+    with ExitStack() as undo:
+        try:
+            opened = undo.enter_context(Object.open(image))
+            for name in ("lb_socks", "lb_conns", "lb_slots", "lb_routes", "lb_marks"):
+                opened.set_max_entries(name, sizes.connections)
+            opened.set_max_entries("lb_framings", sizes.framings)
+            opened.set_max_entries("lb_backends", sizes.backends)
+            opened.set_max_entries("lb_durations", sizes.backends)
+            opened.set_max_entries("lb_traffic", sizes.traffic_rows)
+            abi.check(opened.btf())
+            loaded = undo.enter_context(opened.load())
+        except LoadError as error:
+            raise _explain(error) from error
+        except LibbpfMissingError as error:
+            raise MachineError("libbpf.so.1 is not installed", "run `apt-get install libbpf1`") from error
+        socks = loaded.map("lb_socks", SockMap)
+        loaded.program("lb_parser").attach_sockmap(socks, AttachType.SK_SKB_STREAM_PARSER)
+        loaded.program("lb_verdict").attach_sockmap(socks, AttachType.SK_SKB_STREAM_VERDICT)
+        plane = DataPlane(loaded, sizes.connections)
+        undo.pop_all()
+        return plane
+
+
+def _explain(error: LoadError) -> MachineError:
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return MachineError(
+            "loading BPF programs is not permitted",
+            "run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
+        )
+    if error.errno == errno.ENOMEM:
+        return MachineError(
+            "there is no memory for the BPF maps",
+            "lower runtime.max_connections (about 1.3 KiB of kernel memory each), or raise `ulimit -l`",
+        )
+    return MachineError(
+        f"the kernel refuses the BPF programs: {error}",
+        "run `sockmap-lb doctor`; the kernel needs CONFIG_BPF_SYSCALL, CONFIG_BPF_JIT,"
+        " CONFIG_BPF_STREAM_PARSER and CONFIG_DEBUG_INFO_BTF, version 6.1 or later",
+    )

@@ -1,0 +1,212 @@
+"""Does this very kernel do what the balancer leans on?
+
+Versions say little, because vendors and distributions backport both features and bugs. So every start sends
+messages through the loaded programs over loopback pairs of its own, and refuses to serve when one check
+fails. Each check names the kernel behaviour that it needs.
+"""
+
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from lb import abi
+from lb.dataplane import sockets
+from lb.dataplane.errors import MachineError
+from lb.dataplane.plane import DataPlane, MappedSocket, Policy
+from lb.framing import PRESETS
+from lb.libbpf import membarrier_global
+
+_LIMIT = 2.0  # seconds that any step may take
+_FRAMING = PRESETS["length-prefixed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A result: ``problem`` is None for success."""
+
+    name: str
+    problem: str | None
+
+
+class _FailedError(Exception):
+    pass
+
+
+def message(number: int, body: bytes = b"self-test") -> bytes:
+    """A message of the framing ``length-prefixed``."""
+    return struct.pack(">II", 4 + len(body), number) + body
+
+
+class _Pairs:
+    """A client and a backend, each joined to the data plane by a loopback connection."""
+
+    def __init__(
+        self, plane: DataPlane, policy: Policy, backend: int, traffic: int, stack: ExitStack
+    ) -> None:
+        self._plane = plane
+        self._policy = policy
+        self._stack = stack
+        self.client, self._near = _pair(stack)
+        self.backend, self._up = _pair(stack)
+        self._client_ref = plane.reserve()
+        upstream_ref = plane.reserve()
+        self._mapped_client: MappedSocket | None = None
+        self._upstream = plane.insert_upstream(
+            upstream_ref, self._up, policy, client=self._client_ref, backend=backend, traffic=traffic
+        )
+        stack.callback(self._remove)
+        self.place = plane.route(self._client_ref, upstream_ref, backend)
+
+    def insert_client(self) -> MappedSocket:
+        self._mapped_client = self._plane.insert_client(self._client_ref, self._near, self._policy)
+        return self._mapped_client
+
+    def cut(self) -> None:
+        """Leaves the client without an upstream."""
+        self._plane.unroute(self._client_ref, self.place)
+
+    def near(self) -> socket.socket:
+        """The mapped end of the client's connection."""
+        return self._near
+
+    def _remove(self) -> None:
+        self._plane.remove(self._upstream)
+        if self._mapped_client is not None:
+            self._plane.remove(self._mapped_client)
+        else:
+            self._plane.release(self._client_ref)
+
+
+def _pair(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
+    """A connection over loopback; the second end is prepared for the sockmap."""
+    with socket.socket() as listener:
+        sockets.prepare(listener, max_message=64 * 1024, half_message=_LIMIT)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        far = stack.enter_context(socket.create_connection(listener.getsockname(), _LIMIT))
+        far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        near, _ = listener.accept()
+    near.setblocking(False)
+    return far, stack.enter_context(near)
+
+
+def _expect(sock: socket.socket, wanted: bytes) -> None:
+    got = b""
+    try:
+        while len(got) < len(wanted) and (data := sock.recv(len(wanted) - len(got))):
+            got += data
+    except TimeoutError:
+        raise _FailedError(f"{len(got)} of {len(wanted)} bytes arrived within {_LIMIT:g} s") from None
+    if got != wanted:
+        raise _FailedError(f"{len(got)} of {len(wanted)} bytes arrived, or other ones")
+
+
+def _echo(pairs: _Pairs, *parts: bytes) -> None:
+    """Sends the parts one by one; expects them at the backend, then back at the client."""
+    for part in parts:
+        pairs.client.sendall(part)
+    _expect(pairs.backend, b"".join(parts))
+    pairs.backend.sendall(b"".join(parts))
+    _expect(pairs.client, b"".join(parts))
+
+
+def _two_in_one_segment(pairs: _Pairs) -> None:
+    pairs.insert_client()
+    _echo(pairs, message(1) + message(2))
+
+
+def _early_data(pairs: _Pairs) -> None:
+    pairs.client.sendall(message(1) + message(2))
+    pairs.insert_client()
+    _expect(pairs.backend, message(1) + message(2))
+    _echo(pairs, message(3))
+
+
+def _across_segments(pairs: _Pairs) -> None:
+    mapped = pairs.insert_client()
+    long = message(1, bytes(range(256)) * 128)
+    pairs.client.sendall(long[:5000])
+    _wait_for(lambda: mapped.undecided == 5000)
+    pairs.client.sendall(long[5000:])
+    _expect(pairs.backend, long)
+
+
+def _byte_by_byte(pairs: _Pairs) -> None:
+    mapped = pairs.insert_client()
+    whole = message(1)
+    for count, byte in enumerate(whole[:-1], 1):
+        pairs.client.sendall(bytes([byte]))
+        _wait_for(lambda count=count: mapped.undecided == count)  # type: ignore[misc]
+    pairs.client.sendall(whole[-1:])
+    _expect(pairs.backend, whole)
+
+
+def _pass(pairs: _Pairs) -> None:
+    mapped = pairs.insert_client()
+    pairs.cut()
+    pairs.client.sendall(message(1) + message(2))
+    _wait_for(lambda: mapped.passed_messages == 2)
+    near = pairs.near()
+    near.settimeout(_LIMIT)
+    _expect(near, message(1) + message(2))
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    limit = time.monotonic() + _LIMIT
+    while not condition():
+        if time.monotonic() > limit:
+            raise _FailedError(f"what was sent did not reach the programs within {_LIMIT:g} s")
+        time.sleep(0.0005)
+
+
+_CHECKS: tuple[tuple[str, Callable[[_Pairs], None]], ...] = (
+    ("two messages in one segment", _two_in_one_segment),
+    ("data that arrived before the insertion", _early_data),
+    ("a message across segments", _across_segments),
+    ("a header that comes byte by byte", _byte_by_byte),
+    ("a message passed to user space", _pass),
+)
+# What a self-test adds to the sizes of the maps.
+SLOTS = 16
+FRAMINGS = POOLS = BACKENDS = ROWS = 1
+
+
+def run(plane: DataPlane) -> Iterator[Check]:
+    """Runs the checks one after the other; blocks, for seconds if a check fails. Needs no privilege."""
+    backend = plane.publish_backend(1)
+    traffic = plane.counters.new_traffic_row()
+    policy = Policy(
+        plane.publish_framing(_FRAMING), plane.publish_pool(abi.Balance.ROUND_ROBIN), abi.MAX_BATCH
+    )
+    for name, check in _CHECKS:
+        problem = None
+        try:
+            with _pairs(plane, policy, backend, traffic) as pairs:
+                check(pairs)
+        except _FailedError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"{error.strerror} ({error.filename or 'socket'})"
+        yield Check(name, problem)
+    plane.counters.start()
+
+
+@contextmanager
+def _pairs(plane: DataPlane, policy: Policy, backend: int, traffic: int) -> Iterator[_Pairs]:
+    with ExitStack() as stack:
+        yield _Pairs(plane, policy, backend, traffic, stack)
+    membarrier_global()
+    plane.slots.reclaim(plane.slots.take_retired())
+
+
+def require(plane: DataPlane) -> None:
+    """Raises :class:`MachineError` with the first check that fails."""
+    for check in run(plane):
+        if check.problem is not None:
+            raise MachineError(
+                f"the self-test failed: {check.name}: {check.problem}",
+                "see `sockmap-lb doctor`; this kernel's sockmap cannot be trusted, use a newer kernel",
+            )

@@ -1,0 +1,105 @@
+"""Socket options of mapped sockets, and what TCP says about them.
+
+Three options are set before a socket enters the sockmap, because the strparser reads them then:
+
+* ``SO_RCVBUF``: it is the largest message that the strparser accepts, and autotuning would move it. Close
+  to the limit a message can stall in a window that cannot hold it, hence the factor of four.
+* ``SO_RCVTIMEO``: how long the strparser waits for the rest of a message; without it, for ever.
+* ``TCP_NODELAY``: redirected messages are small sends, which Nagle's algorithm would hold back.
+
+Accepted sockets inherit all three from their listener.
+"""
+
+import fcntl
+import socket
+import struct
+import termios
+from dataclasses import dataclass
+
+from lb.dataplane.errors import MachineError
+
+_SO_RCVBUFFORCE = 33
+_SO_COOKIE = 57
+_TIMEVAL = struct.Struct("@ll")
+_COOKIE = struct.Struct("=Q")
+_INT = struct.Struct("@i")
+# struct tcp_info of include/uapi/linux/tcp.h: tcpi_state; tcpi_bytes_acked, tcpi_bytes_received.
+_TCP_INFO_STATE = struct.Struct("=B")
+_TCP_INFO_BYTES = struct.Struct("=120xQQ")
+_SMALLEST_BUFFER = 256 * 1024
+_MESSAGES_IN_BUFFER = 4
+
+TCP_ESTABLISHED = 1
+TCP_CLOSE = 7
+
+
+def prepare(sock: socket.socket, *, max_message: int, half_message: float) -> None:
+    """Sets the options that a mapped socket, or the listener that it comes from, needs.
+
+    Args:
+        sock: a TCP socket, not connected yet.
+        max_message: bytes.
+        half_message: seconds that the rest of a message may take.
+
+    Raises:
+        MachineError: the receive buffer that ``max_message`` needs is not allowed.
+    """
+    wanted = max(_SMALLEST_BUFFER, _MESSAGES_IN_BUFFER * max_message) // 2  # the kernel doubles it
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, wanted)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, wanted)
+    got = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    if got < _MESSAGES_IN_BUFFER * max_message:
+        raise MachineError(
+            f"the receive buffer of a socket is limited to {got} bytes, but messages of {max_message} bytes"
+            f" need {_MESSAGES_IN_BUFFER * max_message}",
+            f"run `sysctl -w net.core.rmem_max={wanted}`, or set max_message to at most"
+            f" {got // _MESSAGES_IN_BUFFER} bytes",
+        )
+    seconds = int(half_message)
+    timeout = _TIMEVAL.pack(seconds, int((half_message - seconds) * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def largest_message(rmem_max: int) -> int:
+    """The largest message that a process without privilege can receive, for a ``net.core.rmem_max``."""
+    return 2 * rmem_max // _MESSAGES_IN_BUFFER
+
+
+def cookie(sock: socket.socket) -> int:
+    """The kernel's number of the socket, never used twice."""
+    value: int = _COOKIE.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, _COOKIE.size))[0]
+    return value
+
+
+def release_early_data(sock: socket.socket) -> None:
+    """Lets the strparser see what arrived before the insertion; otherwise it waits for the next segment."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+
+
+def tcp_state(sock: socket.socket) -> int:
+    """The TCP state, 1 for ESTABLISHED."""
+    value: int = _TCP_INFO_STATE.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1))[0]
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Bytes that TCP has seen on a connection, in its life."""
+
+    received: int  # in order; a FIN counts as one
+    written: int  # into the send queue, acknowledged or not
+    unacknowledged: int
+
+
+def progress(sock: socket.socket) -> Progress:
+    """How far both directions of the connection have come.
+
+    ``written`` may lag behind for an instant while acknowledgements arrive; it never runs ahead.
+    """
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES.size)
+    acked, received = _TCP_INFO_BYTES.unpack(info)
+    queued = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))[0]
+    return Progress(received, acked + queued, queued)

@@ -1,0 +1,35 @@
+"""Framings: how protocols cut a byte stream into messages. Pure, without I/O."""
+
+from lb.framing.oracle import Framer, FramingError, Message, Reason, measure
+from lb.framing.presets import PRESETS
+from lb.framing.spec import (
+    MAX_LENGTH,
+    MAX_WINDOW,
+    WIDTHS,
+    Direction,
+    Endian,
+    Field,
+    Framing,
+    Length,
+    Match,
+    Ordering,
+)
+
+__all__ = [
+    "MAX_LENGTH",
+    "MAX_WINDOW",
+    "PRESETS",
+    "WIDTHS",
+    "Direction",
+    "Endian",
+    "Field",
+    "Framer",
+    "Framing",
+    "FramingError",
+    "Length",
+    "Match",
+    "Message",
+    "Ordering",
+    "Reason",
+    "measure",
+]

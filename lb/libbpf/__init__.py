@@ -1,0 +1,42 @@
+"""A thin, checked layer over libbpf and the system calls beside it. It knows nothing of balancing."""
+
+from lb.libbpf._prototypes import LibbpfMissingError, libbpf_version
+from lb.libbpf.btf import Btf, Field, LayoutError, StructLayout, check_enum, check_struct
+from lb.libbpf.linux import (
+    clear_capabilities,
+    drop_bounding_set,
+    effective_capabilities,
+    membarrier_global,
+    set_no_new_privs,
+)
+from lb.libbpf.maps import ArrayMap, HashMap, Map, MapType, PerCpuArray, SockMap, UpdateFlag
+from lb.libbpf.object import LoadError, Object, OpenObject
+from lb.libbpf.program import AttachType, Program
+
+__all__ = [
+    "ArrayMap",
+    "AttachType",
+    "Btf",
+    "Field",
+    "HashMap",
+    "LayoutError",
+    "LibbpfMissingError",
+    "LoadError",
+    "Map",
+    "MapType",
+    "Object",
+    "OpenObject",
+    "PerCpuArray",
+    "Program",
+    "SockMap",
+    "StructLayout",
+    "UpdateFlag",
+    "check_enum",
+    "check_struct",
+    "clear_capabilities",
+    "drop_bounding_set",
+    "effective_capabilities",
+    "libbpf_version",
+    "membarrier_global",
+    "set_no_new_privs",
+]

@@ -1,0 +1,179 @@
+"""The metrics of the contract, read from the kernel's counters at each scrape."""
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import generate_latest
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+import lb
+from lb import abi
+from lb.backends import Backend, Health
+from lb.dataplane import Durations, bucket_limit
+from lb.libbpf import libbpf_version
+from lb.server import Server
+from lb.server.context import Pool
+
+_PREFIX = "sockmap_lb_"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# The kernel counts four buckets for each power of two; a scrape shows the powers from 16 us to 67 s.
+_BOUNDS = tuple(
+    index for index in range(abi.BUCKETS - 8) if index % 4 == 3 and 16e-6 <= bucket_limit(index) < 70
+)
+
+
+class Metrics:
+    """The exposition of one server."""
+
+    def __init__(self, server: Server) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_ServerCollector(server))
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+
+    def render(self) -> bytes:
+        """The text of a scrape, of content type :data:`CONTENT_TYPE`."""
+        return generate_latest(self._registry)
+
+
+class _ServerCollector(Collector):
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._loaded_at = time.time()
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._messages()
+        yield from self._losses()
+        yield from self._clients()
+        yield from self._backends()
+        yield from self._durations()
+        yield from self._process()
+
+    def _messages(self) -> Iterator[Metric]:
+        labels = ("listener", "pool", "backend")
+        requests = _counter("messages", "Requests sent to a backend.", labels)
+        responses = _counter("responses", "Responses sent to clients.", labels)
+        size = _counter("bytes", "Bytes of messages sent on.", (*labels, "direction"))
+        path = _counter("datapath_messages", "Messages by who carried them.", ("path",))
+        kernel = userspace = 0
+        for listening in self._server.listenings:
+            for backend in listening.pool.backends:
+                row = self._server.traffic(listening, backend)
+                where = (listening.config.name, backend.pool, backend.name)
+                requests.add_metric(where, row.requests)
+                responses.add_metric(where, row.responses)
+                size.add_metric((*where, "request"), row.request_bytes)
+                size.add_metric((*where, "response"), row.response_bytes)
+                kernel += row.requests + row.responses
+            userspace += sum(row.requests + row.responses for row in listening.relayed.values())
+        path.add_metric(("kernel",), kernel - userspace)
+        passed = (abi.Counter.PASSED_NO_UPSTREAM, abi.Counter.PASSED_HELD)
+        userspace += sum(self._server.plane.counters.messages(counter) for counter in passed)
+        path.add_metric(("userspace",), userspace)
+        yield from (requests, responses, size, path)
+
+    def _losses(self) -> Iterator[Metric]:
+        dropped = _counter("dropped_messages", "Messages that were not delivered.", ("reason",))
+        for reason, messages in self._server.dropped_messages().items():
+            dropped.add_metric((reason,), messages)
+        yield dropped
+
+    def _clients(self) -> Iterator[Metric]:
+        now = _gauge("client_connections", "Clients that are connected.", ("listener",))
+        total = _counter("client_connections", "Clients that were accepted.", ("listener",))
+        refused = _counter("refused_connections", "Clients that were turned away.", ("listener", "reason"))
+        errors = _counter(
+            "protocol_errors", "Connections closed because of a malformed message.", ("listener", "reason")
+        )
+        for listening in self._server.listenings:
+            name = listening.config.name
+            now.add_metric((name,), len(listening.clients))
+            total.add_metric((name,), listening.accepted)
+            for reason, count in listening.refused.items():
+                refused.add_metric((name, reason), count)
+            for reason, count in listening.protocol_errors.items():
+                errors.add_metric((name, reason), count)
+        yield from (now, total, refused, errors)
+
+    def _backends(self) -> Iterator[Metric]:
+        labels = ("pool", "backend")
+        up = _gauge("backend_up", "Whether the backend can be connected to.", labels)
+        weight = _gauge("backend_weight", "Effective weight; 0: no new messages.", labels)
+        connections = _gauge("backend_connections", "Connections to the backend.", labels)
+        outstanding = _gauge("backend_outstanding_messages", "Requests without a response yet.", labels)
+        failures = _counter(
+            "backend_connect_failures", "Connections that could not be made.", (*labels, "reason")
+        )
+        for backend in self._all_backends():
+            where = (backend.pool, backend.name)
+            up.add_metric(where, backend.health is Health.UP)
+            weight.add_metric(where, backend.weight if backend.usable else 0)
+            connections.add_metric(where, backend.connections)
+            outstanding.add_metric(where, self._server.plane.outstanding(backend.index))
+            for reason, count in backend.connect_failures.items():
+                failures.add_metric((*where, reason), count)
+        yield from (up, weight, connections, outstanding, failures)
+
+    def _durations(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(
+            _PREFIX + "message_duration_seconds",
+            "From a request's redirect to its response's, measured in the kernel.",
+            labels=("pool", "backend"),
+        )
+        for backend in self._all_backends():
+            durations = self._server.plane.counters.durations(backend.index)
+            family.add_metric((backend.pool, backend.name), list(_buckets(durations)), durations.sum)
+        yield family
+
+    def _process(self) -> Iterator[Metric]:
+        yield _gauge(
+            "buffered_bytes", "Bytes redirected to sockets and not yet in their send queue.", ()
+        ).add(self._server.buffered_bytes())
+        yield _gauge(
+            "config_last_reload_successful", "Whether the configuration in use is the last one read.", ()
+        ).add(1)
+        yield _gauge(
+            "config_last_reload_success_timestamp_seconds", "When the configuration in use was read.", ()
+        ).add(self._loaded_at)
+        build = _gauge("build_info", "What is running.", ("version", "kernel", "libbpf"))
+        build.add_metric((lb.__version__, os.uname().release, libbpf_version()), 1)
+        yield build
+
+    def _all_backends(self) -> Iterable[Backend]:
+        return (backend for pool in self._pools() for backend in pool.backends)
+
+    def _pools(self) -> list[Pool]:
+        return self._server.pools
+
+
+class _Gauge(GaugeMetricFamily):
+    def add(self, value: float) -> "_Gauge":
+        self.add_metric((), value)
+        return self
+
+
+def _counter(name: str, text: str, labels: tuple[str, ...]) -> CounterMetricFamily:
+    return CounterMetricFamily(_PREFIX + name, text, labels=labels)
+
+
+def _gauge(name: str, text: str, labels: tuple[str, ...]) -> _Gauge:
+    return _Gauge(_PREFIX + name, text, labels=labels)
+
+
+def _buckets(durations: Durations) -> Iterator[tuple[str, float]]:
+    counted = total = 0
+    for bound in _BOUNDS:
+        total += sum(durations.buckets[counted : bound + 1])
+        counted = bound + 1
+        yield repr(bucket_limit(bound)), total
+    yield "+Inf", sum(durations.buckets)

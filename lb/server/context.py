@@ -1,0 +1,94 @@
+"""What the connections of one listener share."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lb import config
+from lb.backends import Backend
+from lb.dataplane import DataPlane, Policy
+from lb.server.poller import Poller
+from lb.server.quiescence import Quiescence
+
+if TYPE_CHECKING:
+    from lb.config import Timeouts
+    from lb.server.client import Client
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Losses:
+    """Messages that user space knows to be lost, by reason."""
+
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def add(self, reason: str, messages: int) -> None:
+        """Counts lost messages; none leave no trace."""
+        if messages > 0:
+            self.dropped[reason] += messages
+
+
+@dataclass(slots=True)
+class Relayed:
+    """What went through user space between a listener and a backend."""
+
+    requests: int = 0
+    responses: int = 0
+    request_bytes: int = 0
+    response_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Services:
+    """One of each for the whole process."""
+
+    loop: asyncio.AbstractEventLoop
+    plane: DataPlane
+    poller: Poller
+    quiescence: Quiescence
+    tasks: asyncio.TaskGroup
+    losses: Losses
+
+    def spawn(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs a connection's work; the work guards itself, so that an error here is a bug of ours."""
+        return self.tasks.create_task(work, name=name)
+
+
+@dataclass(slots=True)
+class Pool:
+    """A pool at work."""
+
+    config: config.Pool
+    index: int
+    backends: list[Backend]
+    clients: set["Client"] = field(default_factory=set)
+
+
+@dataclass(slots=True, eq=False)
+class Listening:
+    """What a listener's clients need of it, and what they tell it."""
+
+    config: config.Listener
+    pool: Pool
+    policy: Policy
+    services: Services
+    traffic: dict[int, int]  # index of a backend -> row of the traffic counters
+    clients: set["Client"] = field(default_factory=set)
+    accepted: int = 0
+    relayed: dict[int, Relayed] = field(default_factory=dict)  # by index of the backend
+    refused: Counter[str] = field(default_factory=Counter)
+    protocol_errors: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def timeouts(self) -> "Timeouts":
+        """Those of the pool."""
+        return self.pool.config.timeouts
+
+    @property
+    def max_message(self) -> int:
+        """Bytes."""
+        return self.config.framing.max_message

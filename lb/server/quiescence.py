@@ -1,0 +1,44 @@
+"""Grace periods: when can no program hold an old reference any more?
+
+A program that runs right now may have compared a generation, or read a route, before it was changed.
+``membarrier(MEMBARRIER_CMD_GLOBAL)`` waits for an RCU grace period and thus for every such program. It takes
+milliseconds, so it runs in a thread, and everybody who waits meanwhile shares the next one.
+"""
+
+import asyncio
+
+from lb.libbpf import membarrier_global
+from lb.slots import SlotTable
+
+
+class Quiescence:
+    """Grace periods for those who changed what programs read."""
+
+    def __init__(self, slots: SlotTable) -> None:
+        self._slots = slots
+        self._wanted = asyncio.Event()
+        self._waiters: list[asyncio.Future[None]] = []
+
+    async def run(self) -> None:
+        """Serves for ever; to be run as a task."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            retired = self._slots.take_retired()
+            waiters, self._waiters = self._waiters, []
+            await asyncio.to_thread(membarrier_global)
+            self._slots.reclaim(retired)
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def reclaim_soon(self) -> None:
+        """Makes the slots that were retired so far free after a grace period."""
+        self._wanted.set()
+
+    async def wait(self) -> None:
+        """Returns when every program that ran at the time of the call has ended."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        self._wanted.set()
+        await waiter

@@ -1,0 +1,191 @@
+"""Listeners, pools and their clients, from the first to the last."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any
+
+from lb import abi, config
+from lb.backends import Backend, Health
+from lb.dataplane import DataPlane, Policy, Traffic
+from lb.health import Monitor
+from lb.server.client import Client
+from lb.server.context import Listening, Losses, Pool, Services
+from lb.server.listener import Listener
+from lb.server.poller import Poller
+from lb.server.quiescence import Quiescence
+from lb.server.waiting import until
+
+_log = logging.getLogger(__name__)
+
+_BALANCE = {
+    config.Balance.ROUND_ROBIN: abi.Balance.ROUND_ROBIN,
+    config.Balance.LEAST_OUTSTANDING: abi.Balance.LEAST_OUTSTANDING,
+    config.Balance.RANDOM: abi.Balance.RANDOM,
+}
+# Without health_check, one success brings a backend back and three failures in a row take it out.
+_PASSIVE = config.HealthCheck(rise=1, fall=3)
+# New upstreams to a backend that came back, before the loop does something else.
+_WELCOME_BATCH = 64
+
+
+class Server:
+    """Serves a configuration with a loaded data plane. Lives inside :meth:`run`."""
+
+    def __init__(self, settings: config.Config, plane: DataPlane, bound: Sequence[socket.socket]) -> None:
+        """Takes over the bound sockets, one for each listener, in order."""
+        self.plane = plane
+        self.pools: list[Pool] = []
+        self.listenings: list[Listening] = []
+        self.listeners: list[Listener] = []
+        self.losses = Losses()
+        self.draining = False
+        self.started = asyncio.Event()
+        self._settings = settings
+        self._bound = bound
+
+    # What can be asked
+
+    def traffic(self, listening: Listening, backend: Backend) -> Traffic:
+        """Messages between a listener and a backend, whoever carried them."""
+        row = self.plane.counters.traffic(listening.traffic[backend.index])
+        relayed = listening.relayed.get(backend.index)
+        if relayed is None:
+            return row
+        return Traffic(
+            row.requests + relayed.requests,
+            row.responses + relayed.responses,
+            row.request_bytes + relayed.request_bytes,
+            row.response_bytes + relayed.response_bytes,
+        )
+
+    def dropped_messages(self) -> dict[str, int]:
+        """Messages that were not delivered, by reason, whether the kernel or user space knows."""
+        counts = {
+            name.removeprefix("DROPPED_").lower(): self.plane.counters.messages(counter)
+            for name, counter in abi.Counter.__members__.items()
+            if name.startswith("DROPPED_")
+        }
+        for reason, messages in self.losses.dropped.items():
+            counts[reason] = counts.get(reason, 0) + messages
+        return counts
+
+    def buffered_bytes(self) -> int:
+        """Bytes that were redirected to sockets and are not in their send queues yet."""
+        return sum(client.buffered_bytes for client in self._clients())
+
+    # The life of the server
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serves until ``stop`` is set, then drains, at most for the longest drain timeout of a pool."""
+        loop = asyncio.get_running_loop()
+        poller = Poller(loop)
+        quiescence = Quiescence(self.plane.slots)
+        try:
+            async with asyncio.TaskGroup() as background:
+                serving = [background.create_task(quiescence.run(), name="quiescence")]
+                try:
+                    async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as connections:
+                        services = Services(loop, self.plane, poller, quiescence, connections, self.losses)
+                        serving += [
+                            background.create_task(work, name=name) for name, work in self._build(services)
+                        ]
+                        for listener in self.listeners:
+                            listener.open()
+                        self.started.set()
+                        await stop.wait()
+                        limit.reschedule(loop.time() + self._drain_limit())
+                        await self._drain()
+                except TimeoutError:
+                    _log.warning("not drained within %g s", self._drain_limit())
+                for task in serving:
+                    task.cancel()
+        finally:
+            for listener in self.listeners:
+                listener.close()
+            for client in self._clients():
+                client.fail("shutdown")
+            poller.close()
+
+    def _clients(self) -> list[Client]:
+        return [client for listening in self.listenings for client in listening.clients]
+
+    def _drain_limit(self) -> float:
+        return max(pool.config.timeouts.drain for pool in self.pools)
+
+    async def _drain(self) -> None:
+        self.draining = True
+        for listener in self.listeners:
+            listener.close()
+        clients = self._clients()
+        _log.info("draining %d clients", len(clients))
+        for client in clients:
+            with client.guard:
+                client.shut_down()
+        await until(lambda: not any(listening.clients for listening in self.listenings))
+
+    def _build(self, services: Services) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
+        """Publishes everything to the kernel; gives the work that goes on in the background."""
+        framings: dict[str, int] = {}
+        pools: dict[str, Pool] = {}
+        for settings in self._settings.pools:
+            pool = self._build_pool(settings, services)
+            pools[settings.name] = pool
+            self.pools.append(pool)
+            for backend in pool.backends:
+                monitor = Monitor(backend, settings.health_check, settings.timeouts.connect)
+                yield f"monitor of {backend}", monitor.run()
+            yield f"idle sweep of {settings.name}", self._sweep(pool)
+        for listener, sock in zip(self._settings.listeners, self._bound, strict=True):
+            framing = listener.framing
+            if framing.name not in framings:
+                framings[framing.name] = self.plane.publish_framing(framing)
+            pool = pools[listener.pool]
+            listening = Listening(
+                config=listener,
+                pool=pool,
+                policy=Policy(framings[framing.name], pool.index, pool.config.batch),
+                services=services,
+                traffic={backend.index: self.plane.counters.new_traffic_row() for backend in pool.backends},
+            )
+            self.listenings.append(listening)
+            self.listeners.append(Listener(listening, sock))
+
+    def _build_pool(self, settings: config.Pool, services: Services) -> Pool:
+        pool = Pool(settings, self.plane.publish_pool(_BALANCE[settings.balance]), [])
+        for configured in settings.backends:
+            index = self.plane.publish_backend(configured.weight)
+            backend = Backend(settings.name, configured, settings.health_check or _PASSIVE, index)
+            backend.on_change.append(lambda changed: self._backend_changed(pool, changed, services))
+            pool.backends.append(backend)
+        return pool
+
+    def _backend_changed(self, pool: Pool, backend: Backend, services: Services) -> None:
+        self.plane.set_weight(backend.index, backend.weight if backend.usable else 0)
+        if backend.health is Health.UP:
+            services.spawn(f"welcome {backend}", self._welcome(pool, backend))
+
+    async def _welcome(self, pool: Pool, backend: Backend) -> None:
+        """Gives the clients that were there before an upstream to a backend that came back."""
+        for count, client in enumerate(list(pool.clients), 1):
+            with client.guard:
+                client.add_backend(backend)
+            if count % _WELCOME_BATCH == 0:
+                await asyncio.sleep(0)
+
+    async def _sweep(self, pool: Pool) -> None:
+        """Closes clients that sent nothing for the idle timeout, give or take a quarter of it."""
+        idle = pool.config.timeouts.idle
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(idle / 4)
+            for count, client in enumerate(list(pool.clients), 1):
+                seen, since = client.activity
+                if (now_seen := client.seen_bytes()) != seen or since == 0.0:
+                    client.activity = (now_seen, loop.time())
+                elif loop.time() - since >= idle:
+                    with client.guard:
+                        client.shut_down()
+                if count % _WELCOME_BATCH == 0:
+                    await asyncio.sleep(0)

@@ -1,0 +1,150 @@
+"""What is going on, as plain data for ``/status``, ``/readyz`` and ``sockmap-lb status``."""
+
+import os
+import time
+from pathlib import Path
+from typing import TypedDict
+
+import lb
+from lb.backends import Backend, Health
+from lb.server import Server
+from lb.server.context import Listening, Pool
+
+
+class ListenerStatus(TypedDict):
+    """A listener and its clients."""
+
+    name: str
+    address: str
+    protocol: str
+    pool: str
+    clients: int
+    accepted: int
+    refused: dict[str, int]
+    protocol_errors: dict[str, int]
+
+
+class BackendStatus(TypedDict):
+    """A backend and its traffic, over all listeners."""
+
+    name: str
+    address: str
+    health: str
+    weight: int
+    effective_weight: int
+    connections: int
+    outstanding: int
+    requests: int
+    responses: int
+    connect_failures: dict[str, int]
+
+
+class PoolStatus(TypedDict):
+    """A pool and its backends."""
+
+    name: str
+    balance: str
+    connections: str
+    batch: int
+    backends: list[BackendStatus]
+
+
+class ServerStatus(TypedDict):
+    """Everything."""
+
+    version: str
+    kernel: str
+    configuration: str
+    uptime_seconds: float
+    state: str
+    ready: bool
+    not_ready_because: list[str]
+    sockets: int
+    max_sockets: int
+    dropped_messages: dict[str, int]
+    listeners: list[ListenerStatus]
+    pools: list[PoolStatus]
+
+
+class Status:
+    """Looks at a running server."""
+
+    def __init__(self, server: Server, source: Path) -> None:
+        self._server = server
+        self._source = source
+        self._since = time.monotonic()
+
+    def obstacles(self) -> list[str]:
+        """Why the balancer is not ready to serve; empty when it is."""
+        server = self._server
+        if not server.started.is_set():
+            return ["starting"]
+        if server.draining:
+            return ["draining"]
+        return [
+            f"pool {pool.config.name}: no backend is up"
+            for pool in server.pools
+            if not any(backend.health is Health.UP for backend in pool.backends)
+        ]
+
+    def snapshot(self) -> ServerStatus:
+        """The state right now."""
+        server = self._server
+        obstacles = self.obstacles()
+        return ServerStatus(
+            version=lb.__version__,
+            kernel=os.uname().release,
+            configuration=str(self._source),
+            uptime_seconds=round(time.monotonic() - self._since, 3),
+            state="draining" if server.draining else "serving" if server.started.is_set() else "starting",
+            ready=not obstacles,
+            not_ready_because=obstacles,
+            sockets=server.plane.slots.in_use,
+            max_sockets=server.plane.slots.size,
+            dropped_messages=server.dropped_messages(),
+            listeners=[
+                self._listener(listener.address, listening)
+                for listener, listening in zip(server.listeners, server.listenings, strict=True)
+            ],
+            pools=[self._pool(pool) for pool in server.pools],
+        )
+
+    def _listener(self, address: str, listening: Listening) -> ListenerStatus:
+        return ListenerStatus(
+            name=listening.config.name,
+            address=address,
+            protocol=listening.config.framing.name,
+            pool=listening.config.pool,
+            clients=len(listening.clients),
+            accepted=listening.accepted,
+            refused=dict(listening.refused),
+            protocol_errors=dict(listening.protocol_errors),
+        )
+
+    def _pool(self, pool: Pool) -> PoolStatus:
+        return PoolStatus(
+            name=pool.config.name,
+            balance=pool.config.balance.value,
+            connections=pool.config.connections.value,
+            batch=pool.config.batch,
+            backends=[self._backend(pool, backend) for backend in pool.backends],
+        )
+
+    def _backend(self, pool: Pool, backend: Backend) -> BackendStatus:
+        rows = [
+            self._server.traffic(listening, backend)
+            for listening in self._server.listenings
+            if listening.pool is pool
+        ]
+        return BackendStatus(
+            name=backend.name,
+            address=str(backend.config.address),
+            health=backend.health.value,
+            weight=backend.weight,
+            effective_weight=backend.weight if backend.usable else 0,
+            connections=backend.connections,
+            outstanding=self._server.plane.outstanding(backend.index),
+            requests=sum(row.requests for row in rows),
+            responses=sum(row.responses for row in rows),
+            connect_failures=dict(backend.connect_failures),
+        )

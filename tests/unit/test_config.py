@@ -1,0 +1,768 @@
+"""The configuration file: what it means, and how its mistakes are reported."""
+
+import re
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from lb.config import (
+    Address,
+    Admin,
+    Backend,
+    Balance,
+    Config,
+    ConfigError,
+    ConfigErrors,
+    Connections,
+    HealthCheck,
+    Listener,
+    Pool,
+    Runtime,
+    Timeouts,
+    load,
+    parse,
+)
+from lb.framing import PRESETS, Endian, Field, Framing, Length, Match, Ordering
+
+EXAMPLE = """\
+admin:
+  address: 127.0.0.1:9902        # /metrics /healthz /readyz /status and the dashboard
+runtime:
+  user: daemon
+  max_connections: 1024
+  buffer_budget: 2MiB
+protocols:
+  acme:
+    length: {offset: 0, width: 4, endian: big, adjust: 4}   # whole message = field + adjust
+    id: {offset: 4, width: 4}
+    max_message: 1MiB
+    ordering: any
+listeners:
+  - name: rpc
+    address: 0.0.0.0:7000
+    protocol: acme
+    pool: workers
+pools:
+  - name: workers
+    balance: least_outstanding
+    connections: per_client
+    batch: 32
+    backends:
+      - {name: a, address: 10.0.0.11:9000, weight: 2}
+      - {name: b, address: 10.0.0.12:9000}
+    health_check: {interval: 3s, timeout: 1500ms, rise: 3, fall: 4}
+    timeouts: {connect: 1s, idle: 20m, drain: 1h, half_message: 250ms}
+"""
+
+MINIMAL = """\
+listeners:
+  - {name: rpc, address: "[::]:7000"}
+pools:
+  - name: workers
+    backends: [{name: a, address: "[::1]:9000"}]
+"""
+
+LENGTH = "length: {offset: 0, width: 4}"
+GOOD_PROTOCOLS = f"{{p: {{{LENGTH}}}}}"
+GOOD_POOLS = "[{name: w, backends: [{name: a, address: 10.0.0.1:1}]}]"
+
+
+def at(host: str, port: int) -> Address:
+    return Address(IPv6Address(host) if ":" in host else IPv4Address(host), port)
+
+
+def refusals(text: str) -> list[str]:
+    """What is reported about a text, a line each: `LINE: PATH: PROBLEM; REMEDY`."""
+    with pytest.raises(ConfigErrors) as caught:
+        parse(text, "lb.yaml")
+    lines = [str(error) for error in caught.value.errors]
+    assert str(caught.value) == "\n".join(lines)
+    assert all(line.startswith("lb.yaml:") for line in lines)
+    return [line.removeprefix("lb.yaml:") for line in lines]
+
+
+def refusal(text: str) -> str:
+    (line,) = refusals(text)
+    return line
+
+
+def with_protocol(text: str) -> str:
+    return f"protocols: {{p: {text}}}\n" + MINIMAL.replace("name: rpc,", "name: rpc, protocol: p,")
+
+
+def protocol(text: str) -> Framing:
+    """The framing that a text declares."""
+    return parse(with_protocol(text), "").listeners[0].framing
+
+
+# --- what it means ----------------------------------------------------------------------------------------
+
+
+def test_every_key_has_its_meaning() -> None:
+    acme = Framing(
+        name="acme",
+        length=Length(Field(0, 4, Endian.BIG), mask=0xFFFFFFFF, adjust=4),
+        id=Field(4, 4),
+        max_message=1 << 20,
+        min_message=8,
+        ordering=Ordering.ANY,
+    )
+
+    assert parse(EXAMPLE, "lb.yaml") == Config(
+        admin=Admin(at("127.0.0.1", 9902)),
+        runtime=Runtime(user="daemon", max_connections=1024, buffer_budget=2 << 20),
+        listeners=(Listener("rpc", at("0.0.0.0", 7000), acme, "workers"),),
+        pools=(
+            Pool(
+                name="workers",
+                backends=(
+                    Backend("a", at("10.0.0.11", 9000), weight=2),
+                    Backend("b", at("10.0.0.12", 9000), weight=1),
+                ),
+                balance=Balance.LEAST_OUTSTANDING,
+                connections=Connections.PER_CLIENT,
+                batch=32,
+                health_check=HealthCheck(interval=3.0, timeout=1.5, rise=3, fall=4),
+                timeouts=Timeouts(connect=1.0, idle=1200.0, drain=3600.0, half_message=0.25),
+            ),
+        ),
+    )
+
+
+def test_names_and_addresses_are_enough() -> None:
+    assert parse(MINIMAL, "lb.yaml") == Config(
+        admin=Admin(at("127.0.0.1", 9901)),
+        runtime=Runtime(user="nobody", max_connections=65536, buffer_budget=1 << 20),
+        listeners=(Listener("rpc", at("::", 7000), PRESETS["length-prefixed"], "workers"),),
+        pools=(
+            Pool(
+                name="workers",
+                backends=(Backend("a", at("::1", 9000), weight=1),),
+                balance=Balance.LEAST_OUTSTANDING,
+                connections=Connections.PER_CLIENT,
+                batch=64,
+                health_check=None,
+                timeouts=Timeouts(connect=2.0, idle=600.0, drain=30.0, half_message=10.0),
+            ),
+        ),
+    )
+
+
+def test_an_empty_section_has_its_defaults() -> None:
+    config = parse(f"admin: {{}}\nruntime: {{}}\nprotocols: {{}}\n{MINIMAL}    health_check: {{}}\n", "")
+    plain = parse(MINIMAL, "")
+
+    assert config.pools[0].health_check == HealthCheck(interval=2.0, timeout=1.0, rise=2, fall=3)
+    assert replace(config, pools=plain.pools) == plain
+
+
+def test_none_switches_off() -> None:
+    config = parse(f"admin: {{address: none}}\nruntime: {{user: none}}\n{MINIMAL}", "")
+
+    assert config.admin.address is None
+    assert config.runtime.user is None
+
+
+def test_pools_are_found_by_name() -> None:
+    config = parse(EXAMPLE, "")
+
+    assert config.pool("workers") is config.pools[0]
+    with pytest.raises(KeyError):
+        config.pool("rpc")
+
+
+def test_plain_words_of_yaml_may_be_names() -> None:
+    text = MINIMAL.replace("rpc", "on").replace("workers", "7").replace("name: a", "name: 2024-01-01")
+
+    config = parse(text, "")
+
+    assert (config.listeners[0].name, config.pools[0].name) == ("on", "7")
+    assert config.pools[0].backends[0].name == "2024-01-01"
+
+
+def test_listeners_may_share_port_0_and_a_pool() -> None:
+    config = parse(
+        MINIMAL.replace(
+            '  - {name: rpc, address: "[::]:7000"}',
+            "  - {name: x, address: 127.0.0.1:0}\n  - {name: y, address: 127.0.0.1:0, protocol: dns}",
+        ),
+        "",
+    )
+
+    assert [str(listener.address) for listener in config.listeners] == ["127.0.0.1:0", "127.0.0.1:0"]
+    assert config.listeners[1].framing is PRESETS["dns"]
+
+
+@pytest.mark.parametrize(
+    ("host", "text"),
+    [("1.2.3.4", "1.2.3.4:80"), ("::1", "[::1]:80"), ("2001:db8:0:0::1", "[2001:db8::1]:80")],
+)
+def test_an_address_is_written_as_it_is_read(host: str, text: str) -> None:
+    assert str(at(host, 80)) == text
+    assert parse(MINIMAL.replace("[::1]:9000", text), "").pools[0].backends[0].address == at(host, 80)
+
+
+def test_a_protocol_has_every_key() -> None:
+    framing = protocol(
+        "{length: {offset: 2, width: 3, endian: little, mask: 0x7fffff, adjust: -1},"
+        " id: {offset: 8, width: 8, endian: little},"
+        " response: {offset: 5, width: 2, endian: little, mask: 0x8000, value: 32768},"
+        " no_response: {offset: 7, mask: 0x60, value: 0x40}, magic: {offset: 0, width: 2, value: 0xdabb},"
+        " max_message: 64KiB, min_message: 20, ordering: fifo}"
+    )
+
+    assert framing == Framing(
+        name="p",
+        length=Length(Field(2, 3, Endian.LITTLE), mask=0x7FFFFF, adjust=-1),
+        max_message=65536,
+        min_message=20,
+        id=Field(8, 8, Endian.LITTLE),
+        response=Match(Field(5, 2, Endian.LITTLE), mask=0x8000, value=0x8000),
+        no_response=Match(Field(7, 1), mask=0x60, value=0x40),
+        magic=Match(Field(0, 2), mask=0xFFFF, value=0xDABB),
+        ordering=Ordering.FIFO,
+    )
+
+
+def test_a_protocol_needs_no_more_than_a_length() -> None:
+    bare = protocol("{length: {offset: 1, width: 2}}")
+    with_id = protocol("{length: {offset: 1, width: 2}, id: {offset: 3, width: 2}}")
+
+    assert bare == Framing(
+        "p", Length(Field(1, 2), 0xFFFF, 0), max_message=1 << 20, min_message=3, ordering=Ordering.FIFO
+    )
+    assert (with_id.ordering, with_id.min_message) == (Ordering.ANY, 5)
+
+
+# --- its mistakes -----------------------------------------------------------------------------------------
+
+
+MISTAKES = """\
+admin: {address: localhost:9901}
+runtime:
+  user: -x
+  max_connections: 5
+  buffer_budget: 1kB
+  bufer_budget: 2
+protocols:
+  dns: {length: {offset: 0, width: 2}}
+  acme:
+    length: {offset: 54, width: 4, mask: 0x1ffffffff}
+    response: {offset: 4, mask: 0x80, value: 0x81}
+    max_message: 1GiB
+  half:
+    length: {offset: 0, width: 5}
+    id: {offset: 1, width: 1}
+listeners:
+  - name: rpc
+    address: 0.0.0.0:7000
+    protocol: acme
+    pool: worker
+  - {name: rpc, address: 0.0.0.0:7000, protocol: length-prefixd, pool: workers}
+  - address: "::1:80"
+    name:
+    pool: *x
+pools:
+  - name: workers
+    balance: hash
+    connections: shared
+    batch: 65
+    backends:
+      - {name: a, address: 10.0.0.11:0, weight: 257}
+      - {name: a, address: 10.0.0.12, weight: "2"}
+      - name: "a b"
+        adress: 10.0.0.12:99999
+    health_check: {interval: 2, timeout: 0s, rise: 0}
+    timeouts: []
+  - name: zero
+    name: one
+    backends: [{name: x, address: "[::1]:1", weight: 0}]
+  - {name: empty, backends: []}
+"""
+
+# A line that starts with blanks belongs to the one before.
+REPORT = """\
+1: admin.address: `localhost` is a host name; write an IP address and a port, such as 10.0.0.11:9000 or
+    "[::1]:9000"
+3: runtime.user: `-x` is not a name; use 1 to 63 letters, digits, `_`, `.` and `-`, with no `-` in front
+4: runtime.max_connections: 5 is outside 16..1048576 (a client takes two or more; the sockmap is allocated
+    whole at the start); use 16 or more
+5: runtime.buffer_budget: `1kB` has an unknown unit; sizes end in KiB, MiB or GiB, or are plain bytes
+6: runtime.bufer_budget: unknown key; did you mean `buffer_budget`?
+8: protocols.dns: `dns` is the name of a preset; choose another name, or remove this and use the preset
+10: protocols.acme.length.offset: 54 is outside 0..52 (the kernel program looks at the first 56 bytes of a
+    message); use 52 or less
+10: protocols.acme.length.mask: 8589934591 is outside 1..4294967295 (at least one bit, and none outside the
+    field); use 4294967295 or less
+11: protocols.acme.response.value: 0x81 has bits outside the mask 0x80, so that nothing matches; clear these
+    bits, or widen the mask or the field
+12: protocols.acme.max_message: 1GiB is outside 1..64MiB (a message holds its fields, and waits whole in a
+    socket's buffer); use 64MiB or less
+14: protocols.half.length.width: 5 bytes are no width for this field; use 1, 2, 3, 4 or 8
+15: protocols.half.id.width: 1 bytes are no width for this field; use 2, 3, 4 or 8
+20: listeners[0].pool: unknown pool `worker`; did you mean `workers`?
+21: listeners[1].name: `rpc` is taken by listeners[0].name (line 17); choose another name
+21: listeners[1].address: `0.0.0.0:7000` is taken by listeners[0].address; use another address or port
+21: listeners[1].protocol: unknown protocol `length-prefixd`; did you mean `length-prefixed`?
+22: listeners[2].address: `::1:80` is not an address with a port; write an IP address and a port, such as
+    10.0.0.11:9000 or "[::1]:9000"
+23: listeners[2].name: is empty; write a name
+24: listeners[2].pool: is an alias of `x`; write the value itself
+27: pools[0].balance: `hash` is not in this version; use round_robin, least_outstanding or random
+28: pools[0].connections: `shared` is not in this version; use per_client
+29: pools[0].batch: 65 is outside 1..64 (the kernel program measures at most 64 messages at once); use 64 or
+    less
+31: pools[0].backends[0].address: `10.0.0.11:0` has port 0; write the port at which the backend listens, 1
+    to 65535
+31: pools[0].backends[0].weight: 257 is outside 0..256 (0 takes no new messages; the kernel's turns are too
+    coarse for more than 256); use 256 or less
+32: pools[0].backends[1].name: `a` is taken by pools[0].backends[0].name (line 31); choose another name
+32: pools[0].backends[1].address: `10.0.0.12` is not an address with a port; write an IP address and a port,
+    such as 10.0.0.11:9000 or "[::1]:9000"
+32: pools[0].backends[1].weight: is the text `2`; write a whole number, such as 16 or 0x10
+33: pools[0].backends[2].name: `a b` is not a name; use 1 to 63 letters, digits, `_`, `.` and `-`, with no
+    `-` in front
+33: pools[0].backends[2].address: is missing; add `address: 10.0.0.11:9000`
+34: pools[0].backends[2].adress: unknown key; did you mean `address`?
+35: pools[0].health_check.interval: `2` has no unit; write 2s
+35: pools[0].health_check.timeout: 0ms is outside 10ms..24h (less is lost in the scheduling of the process,
+    more is no limit); use 10ms or more
+35: pools[0].health_check.rise: 0 is outside 1..100 (results in a row; more would take minutes to act on);
+    use 1 or more
+36: pools[0].timeouts: is a list; write a mapping with the keys connect, idle, drain, half_message
+38: pools[1].name: is given twice, first at line 37; keep one of them
+39: pools[1].backends: has only weights of 0, so no message can be sent; give one backend a weight above 0
+40: pools[2].backends: is an empty list; write a list of backends with name and address
+"""
+
+
+def test_all_mistakes_of_a_file_are_reported_at_once() -> None:
+    assert refusals(MISTAKES) == re.sub(r"\n +", " ", REPORT).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ["1: file: is empty; declare `listeners` and `pools`"]),
+        ("# nothing\n", ["1: file: is empty; declare `listeners` and `pools`"]),
+        (
+            "\n- a\n",
+            ["2: file: is a list; write a mapping with the keys admin, runtime, protocols, listeners, pools"],
+        ),
+        (
+            "{}",
+            [
+                "1: pools: is missing; add `pools: [{name: workers, backends: [...]}]`",
+                "1: listeners: is missing; add `listeners: [{name: rpc, address: 0.0.0.0:7000}]`",
+            ],
+        ),
+        (
+            "listeners: {}\npools: 5\n",
+            [
+                "1: listeners: is a mapping; write a list of listeners",
+                "2: pools: is `5`; write a list of pools",
+            ],
+        ),
+        (
+            "listeners: [7]\npools: [x]\n",
+            [
+                "1: listeners[0]: is `7`; write a mapping with the keys name, address, protocol, pool",
+                (
+                    "2: pools[0]: is `x`; write a mapping with the keys name, backends, balance, connections,"
+                    " batch, health_check, timeouts"
+                ),
+            ],
+        ),
+    ],
+)
+def test_a_file_that_is_something_else_is_refused(text: str, expected: list[str]) -> None:
+    assert refusals(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "a: 1\nb: [1, 2\nc: 3\n",
+            (
+                "3: file: is not valid YAML: while parsing a flow sequence (from line 2), expected ',' or"
+                " ']', but got ':'; check the indentation, quotes and brackets here and on the line before"
+            ),
+        ),
+        (
+            "a:\n\t- b\n",
+            (
+                "2: file: is not valid YAML: found character '\\t' that cannot start any token;"
+                " indent with spaces"
+            ),
+        ),
+        (
+            "listeners:\n  - name: x\n    address: [::]:7000\n",
+            (
+                "3: file: is not valid YAML: while parsing a flow node (from line 3), expected the node"
+                " content, but found ':'; put an IPv6 address in quotes, such as \"[::]:7000\""
+            ),
+        ),
+        ("a: 1\nb: \x07\n", "2: file: contains the control character 0x07; remove it"),
+        (
+            '\na: "\\U00110000"\n',
+            "2: file: is not valid YAML: an escape is out of range; write the character itself",
+        ),
+        (
+            "\n" + "[" * 10_000,
+            (
+                "2: file: is not valid YAML: nested deeper than 32 levels; check the indentation, quotes and"
+                " brackets here and on the line before"
+            ),
+        ),
+    ],
+)
+def test_what_is_no_yaml_is_refused_with_its_line(text: str, expected: str) -> None:
+    assert refusal(text) == expected
+
+
+def test_aliases_are_refused_and_not_followed() -> None:
+    bomb = "".join(f"- &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))
+
+    assert refusals(f"pools:\n- &a0 x\n{bomb}listeners: &l\n- *l\n- {{<<: *a1}}\n")[-4:] == [
+        "33: listeners[0]: is an alias of `l`; write the value itself",
+        "34: listeners[1].<<: unknown key; known keys: address, name, pool, protocol",
+        "34: listeners[1].name: is missing; add `name: rpc`",
+        "34: listeners[1].address: is missing; add `address: 0.0.0.0:7000`",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("10.0.0.11", "`10.0.0.11` is not an address with a port"),
+        ('"10.0.0.11:"', "`10.0.0.11:` is not an address with a port"),
+        ("10.0.0.11:http", "`10.0.0.11:http` is not an address with a port"),
+        ("10.0.0.11:-1", "`10.0.0.11:-1` is not an address with a port"),
+        ('"::1:80"', "`::1:80` is not an address with a port"),
+        ('"[::1]"', "`[::1]` is not an address with a port"),
+        ("host.example:80", "`host.example` is a host name"),
+        ("10.0.0:80", "`10.0.0` is not an IP address"),
+        ("10.0.0.256:80", "`10.0.0.256` is not an IP address"),
+        ('"[10.0.0.1]:80"', "`10.0.0.1` is not an IP address"),
+        ('"[fe80::1%eth0]:80"', "`fe80::1%eth0` is not an IP address"),
+    ],
+)
+def test_what_is_no_address_is_refused(value: str, problem: str) -> None:
+    remedy = 'write an IP address and a port, such as 10.0.0.11:9000 or "[::1]:9000"'
+
+    assert refusal(MINIMAL.replace('"[::]:7000"', value)) == f"2: listeners[0].address: {problem}; {remedy}"
+
+
+def test_the_port_of_an_address_has_16_bits() -> None:
+    assert refusal(MINIMAL.replace("7000", "65536")) == (
+        "2: listeners[0].address: port 65536 is outside 0..65535; use a port that TCP has"
+    )
+
+
+@pytest.mark.parametrize("value", ["0.0.0.0:80", '"[::]:80"', "224.0.0.1:80", '"[ff02::1]:80"'])
+def test_a_backend_is_a_single_host(value: str) -> None:
+    assert refusal(MINIMAL.replace('"[::1]:9000"', value)) == (
+        f"5: pools[0].backends[0].address: `{value.strip(chr(34))}` is no address of a single host;"
+        " write the backend's own IP address"
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a b", "a/b", "-a", "ä", "x" * 64, '"a\\nb"', "'a\"b'"], ids=lambda name: f"<{name[:9]}>"
+)
+def test_what_is_no_name_is_refused(name: str) -> None:
+    name = name or '""'
+
+    (line,) = (line for line in refusals(MINIMAL.replace("name: a,", f"name: {name},")))
+
+    assert line.startswith("5: pools[0].backends[0].name: `")
+    assert " is not a name; use 1 to 63 letters, digits," in line
+    assert "\n" not in line
+
+
+def test_names_may_have_every_allowed_character_and_63_of_them() -> None:
+    for name in ("aZ09_.-", "_", "x" * 63):
+        assert parse(MINIMAL.replace("name: a,", f"name: {name},"), "").pools[0].backends[0].name == name
+
+
+@pytest.mark.parametrize("number", ["1.0", "1e3", "010", "1:30", "1_000", '"1"', "yes", "0b1", "1" * 5000])
+def test_what_is_no_whole_number_is_refused(number: str) -> None:
+    line = refusal(f"{MINIMAL}    batch: {number}\n")
+
+    assert line.startswith("6: pools[0].batch: is ")
+    assert line.endswith("; write a whole number, such as 16 or 0x10")
+    assert len(line) < 160
+
+
+@pytest.mark.parametrize(
+    ("key", "low", "high"),
+    [
+        ("batch", ("1", "0"), ("64", "65")),
+        ("health_check: {rise", ("1", "0"), ("100", "101")),
+        ("health_check: {fall", ("1", "-1"), ("100", "101")),
+        ("health_check: {interval", ("10ms", "9ms"), ("24h", "25h")),
+        ("health_check: {timeout", ("10ms", "9ms"), ("24h", "25h")),
+        ("timeouts: {connect", ("10ms", "9ms"), ("24h", "25h")),
+        ("timeouts: {idle", ("10ms", "9ms"), ("24h", "25h")),
+        ("timeouts: {drain", ("10ms", "9ms"), ("24h", "25h")),
+        ("timeouts: {half_message", ("10ms", "9ms"), ("24h", "25h")),
+        ("runtime: {max_connections", ("16", "15"), ("1048576", "1048577")),
+        ("runtime: {buffer_budget", ("64KiB", "65535"), ("1GiB", "1073741825")),
+    ],
+)
+def test_limits_are_where_they_are_said_to_be(key: str, low: tuple[str, str], high: tuple[str, str]) -> None:
+    end = "}" if "{" in key else ""
+    indent = "" if key.startswith("runtime") else "    "
+    for number in (low[0], high[0]):
+        parse(f"{MINIMAL}{indent}{key}: {number}{end}\n", "")
+    for (limit, number), remedy in ((low, "or more"), (high, "or less")):
+        line = refusal(f"{MINIMAL}{indent}{key}: {number}{end}\n")
+        assert f" {number} is outside {low[0]}..{high[0]} (" in line
+        assert line.endswith(f"; use {limit} {remedy}")
+
+
+def test_a_weight_is_within_0_to_256() -> None:
+    two = MINIMAL.replace(
+        "[{name: a,", "[{name: b, weight: 256, address: 127.0.0.1:80}, {name: a, weight: W,"
+    )
+
+    assert parse(two.replace("W", "0"), "").pools[0].backends[1].weight == 0
+    for number in ("-1", "257"):
+        assert f" {number} is outside 0..256 (" in refusal(two.replace("W", number))
+
+
+def many(pools: int, backends: int, listeners: int) -> str:
+    lines = ["listeners:"]
+    lines += [f"- {{name: l{i}, address: 127.0.0.1:{7000 + i}, pool: p0}}" for i in range(listeners)]
+    lines += ["pools:"]
+    for i in range(pools):
+        lines += [f"- name: p{i}", "  backends:"]
+        lines += [f"  - {{name: b{k}, address: 10.0.{i}.1:{1 + k}}}" for k in range(backends)]
+    return "\n".join(lines)
+
+
+def test_tables_have_a_size() -> None:
+    config = parse(many(pools=64, backends=16, listeners=64), "")
+    assert sum(len(pool.backends) for pool in config.pools) == 1024
+
+    assert refusals(many(pools=65, backends=1, listeners=65)) == [
+        "1: listeners: has 65 listeners (each has counters for each backend, 64 fit); remove some",
+        "67: pools: has 65 pools (the kernel's table holds 64); remove some",
+    ]
+    assert refusal(many(pools=3, backends=513, listeners=1)).startswith(
+        "520: pools[1].backends: brings all pools to 1026 backends (the kernel's table holds 1024); "
+    )
+
+
+def test_an_address_has_one_listener_and_the_admin_interface_is_one() -> None:
+    taken = MINIMAL.replace('"[::]:7000"', "127.0.0.1:9901")
+
+    assert refusal(taken) == (
+        "2: listeners[0].address: `127.0.0.1:9901` is taken by admin.address; use another address or port"
+    )
+    assert parse(f"{taken}admin: {{address: none}}\n", "").listeners[0].address == at("127.0.0.1", 9901)
+
+
+def test_a_listener_says_which_pool_if_there_are_several() -> None:
+    text = MINIMAL + '  - {name: others, backends: [{name: a, address: "[::1]:9000"}]}\n'
+
+    assert refusal(text) == "2: listeners[0].pool: is missing; add `pool: NAME, as there are several pools`"
+
+
+def test_an_unknown_word_without_a_near_one_gets_the_known_ones() -> None:
+    assert refusals(MINIMAL.replace("rpc,", "rpc, protocol: zzz, pool: qqq,") + "    balance: fastest\n") == [
+        "2: listeners[0].protocol: unknown protocol `zzz`; known protocols: dns, length-prefixed",
+        "2: listeners[0].pool: unknown pool `qqq`; known pools: workers",
+        (
+            "6: pools[0].balance: `fastest` is not a choice here;"
+            " known choices: least_outstanding, random, round_robin"
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{}", "p.length: is missing; add `length: {offset: 0, width: 4}`"),
+        ("[]", "p: is a list; write a mapping with the keys length, id, "),
+        ("{length: {width: 4}}", "p.length.offset: is missing; add `offset: 0`"),
+        ("{length: {offset: 0}}", "p.length.width: is missing; add `width: 4`"),
+        ("{length: {offset: 53, width: 4}}", "p.length.offset: 53 is outside 0..52 ("),
+        ("{length: {offset: -1, width: 4}}", "p.length.offset: -1 is outside 0..52 ("),
+        ("{length: {offset: 0, width: 9}}", "p.length.width: 9 is outside 1..8 ("),
+        (
+            "{length: {offset: 0, width: 6}}",
+            "p.length.width: 6 bytes are no width for this field; use 1, 2, 3, 4 or 8",
+        ),
+        ("{length: {offset: 0, width: 4, endian: pdp}}", "p.length.endian: `pdp` is not a choice here; "),
+        ("{length: {offset: 0, width: 1, mask: 256}}", "p.length.mask: 256 is outside 1..255 ("),
+        ("{length: {offset: 0, width: 1, mask: 0}}", "p.length.mask: 0 is outside 1..255 ("),
+        (
+            "{length: {offset: 0, width: 1, adjust: 2147483648}}",
+            "p.length.adjust: 2147483648 is outside -2147483647..",
+        ),
+        ("{length: {offset: 0, width: 1, value: 1}}", "p.length.value: unknown key; known keys: "),
+        (
+            f"{{{LENGTH}, id: {{offset: 4, width: 1}}}}",
+            "p.id.width: 1 bytes are no width for this field; use 2, 3, ",
+        ),
+        (f"{{{LENGTH}, id: {{offset: 4}}}}", "p.id.width: is missing; add `width: 4`"),
+        (f"{{{LENGTH}, magic: {{offset: 4}}}}", "p.magic.value: is missing; add `value: 0x80`"),
+        (
+            f"{{{LENGTH}, magic: {{offset: 4, value: 256}}}}",
+            "p.magic.value: 0x100 has bits outside the mask 0xff,",
+        ),
+        (
+            f"{{{LENGTH}, response: {{offset: 4, width: 7, value: 1}}}}",
+            "p.response.width: 7 bytes are no width",
+        ),
+        (
+            f"{{{LENGTH}, no_response: {{offset: 4, value: -1}}}}",
+            "p.no_response.value: -1 is outside 0..18446744",
+        ),
+        (f"{{{LENGTH}, ordering: lifo}}", "p.ordering: `lifo` is not a choice here; did you mean `fifo`?"),
+        (f"{{{LENGTH}, max_message: 65MiB}}", "p.max_message: 65MiB is outside 4..64MiB ("),
+        (
+            f"{{{LENGTH}, id: {{offset: 8, width: 8}}, max_message: 15}}",
+            "p.max_message: 15 is outside 16..64MiB (",
+        ),
+        (f"{{{LENGTH}, max_message: 1kB, min_message: 2MiB}}", "p.max_message: `1kB` has an unknown unit;"),
+        (f"{{{LENGTH}, min_message: 3}}", "p.min_message: 3 is outside 4..1MiB ("),
+        (f"{{{LENGTH}, max_message: 10, min_message: 11}}", "p.min_message: 11 is outside 4..10 ("),
+    ],
+)
+def test_a_mistake_in_a_protocol_is_reported_where_it_stands(text: str, expected: str) -> None:
+    assert refusal(with_protocol(text)).startswith(f"1: protocols.{expected}")
+
+
+@pytest.mark.parametrize(
+    ("protocols", "pools", "expected"),
+    [
+        ("{p: {}}", GOOD_POOLS, ["1: protocols.p.length: is missing"]),
+        ("{p: 7}", GOOD_POOLS, ["1: protocols.p: is `7`"]),
+        ("7", GOOD_POOLS, ["1: protocols: is `7`"]),
+        (GOOD_PROTOCOLS, "", ["2: pools: is empty"]),
+        (GOOD_PROTOCOLS, "[]", ["2: pools: is an empty list"]),
+        (GOOD_PROTOCOLS, "[{name: w}]", ["2: pools[0].backends: is missing"]),
+        (GOOD_PROTOCOLS, GOOD_POOLS.replace("name: w,", ""), ["2: pools[0].name: is missing"]),
+    ],
+)
+def test_what_is_declared_with_mistakes_is_not_reported_again_where_it_is_used(
+    protocols: str, pools: str, expected: list[str]
+) -> None:
+    lines = refusals(
+        f"protocols: {protocols}\npools: {pools}\n"
+        "listeners: [{name: l, address: 127.0.0.1:0, protocol: p, pool: w}]\n"
+    )
+
+    assert [line.partition(";")[0] for line in lines] == expected
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "lb.yaml"
+    path.write_text(EXAMPLE)
+    assert load(path) == parse(EXAMPLE, "")
+
+    path.write_bytes(b"\xef\xbb\xbf" + EXAMPLE.replace("\n", "\r\n").encode())
+    assert load(path) == parse(EXAMPLE, "")
+
+
+def test_a_mistake_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "lb.yaml"
+    path.write_text(MINIMAL + "x: 1\n")
+
+    with pytest.raises(ConfigErrors) as caught:
+        load(path)
+
+    (error,) = caught.value.errors
+    assert (error.source, error.line, error.path, error.problem) == (str(path), 6, "x", "unknown key")
+
+
+def test_what_cannot_be_read_is_reported_at_line_1(tmp_path: Path) -> None:
+    def reported(path: Path) -> str:
+        with pytest.raises(ConfigErrors) as caught:
+            load(path)
+        (error,) = caught.value.errors
+        assert error.line == 0
+        return str(error).removeprefix(f"{path}:1: file: ")
+
+    path = tmp_path / "lb.yaml"
+    assert reported(path) == "cannot be read: No such file or directory; check the path and its permissions"
+    assert reported(tmp_path) == "cannot be read: Is a directory; check the path and its permissions"
+    path.write_bytes(b"a: \xff\n")
+    assert reported(path) == "is not UTF-8 at byte 3; save it as UTF-8"
+    path.write_bytes(b" " * (512 * 1024 + 1))
+    assert reported(path) == "is larger than 512KiB; remove what is no configuration"
+
+
+# --- any text ---------------------------------------------------------------------------------------------
+
+
+def check_any(text: str) -> None:
+    """A text is a configuration or has mistakes that name a line of it."""
+    errors: tuple[ConfigError, ...] | None = None
+    try:
+        parse(text, "lb.yaml")
+    except ConfigErrors as refused:
+        errors = refused.errors
+    if errors is not None:
+        lines = [error.line for error in errors]
+        assert lines
+        assert lines == sorted(lines)
+        assert 1 <= lines[0] <= lines[-1] <= len(text.splitlines()) + 1
+        assert all(str(error).isprintable() for error in errors)
+
+
+@given(st.text())
+@example("a: *b")
+@example("%YAML 1." + "1" * 5000 + "\n--- a")
+@example("? [a]\n: 1")
+@example('"\\ud800": 1')
+@example("!!python/object:os.system {}")
+@example("a: !!int x")
+@example("--- a\n--- b")
+def test_no_text_breaks_the_reader(text: str) -> None:
+    check_any(text)
+
+
+WORDS = st.sampled_from(
+    [
+        "",
+        " ",
+        "\n",
+        "-",
+        ":",
+        "[]",
+        "{}",
+        "~",
+        "0",
+        "-1",
+        "*a",
+        "&a",
+        "<<",
+        "none",
+        "'",
+        '"',
+        "é",
+        "\t",
+        "\x85",
+        "!x",
+    ]
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 40), WORDS), min_size=1, max_size=4))
+def test_no_edit_of_a_configuration_breaks_the_reader(edits: list[tuple[int, int, str]]) -> None:
+    text = EXAMPLE
+    for place, length, word in edits:
+        start = place % len(text)
+        text = text[:start] + word + text[start + length :]
+    check_any(text)
