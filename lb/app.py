@@ -128,6 +128,8 @@ async def _serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
+    # Its default action would end the process.
+    loop.add_signal_handler(signal.SIGHUP, _log.warning, "SIGHUP: this version cannot reload; restart it")
     try:
         async with asyncio.TaskGroup() as tasks:
             main = tasks.create_task(server.run(stop), name="server")

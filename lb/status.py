@@ -81,11 +81,10 @@ class Status:
             return ["starting"]
         if server.draining:
             return ["draining"]
-        return [
-            f"pool {pool.config.name}: no backend is up"
-            for pool in server.pools
-            if not any(backend.health is Health.UP for backend in pool.backends)
-        ]
+        dark = [pool for pool in server.pools if not any(b.health is Health.UP for b in pool.backends)]
+        if len(dark) < len(server.pools):
+            return []
+        return [f"pool {pool.config.name}: no backend is up" for pool in dark]
 
     def snapshot(self) -> ServerStatus:
         """The state right now."""
