@@ -9,12 +9,13 @@ from lb.libbpf.linux import (
     membarrier_global,
     set_no_new_privs,
 )
-from lb.libbpf.maps import ArrayMap, HashMap, Map, MapType, PerCpuArray, SockMap, UpdateFlag
+from lb.libbpf.maps import ArrayMap, ArrayOfMaps, HashMap, Map, MapType, PerCpuArray, SockMap, UpdateFlag
 from lb.libbpf.object import LoadError, Object, OpenObject
 from lb.libbpf.program import AttachType, Program
 
 __all__ = [
     "ArrayMap",
+    "ArrayOfMaps",
     "AttachType",
     "Btf",
     "Field",

@@ -27,6 +27,7 @@ class MapType(enum.IntEnum):
     ARRAY = 2
     PERCPU_ARRAY = 6
     LRU_HASH = 9
+    ARRAY_OF_MAPS = 12
     SOCKMAP = 15
 
 
@@ -205,6 +206,29 @@ class HashMap(_Elements):
         self._delete_elem(self.fd, self._key_ref)
 
 
+class ArrayOfMaps(_Indexed):
+    """BPF_MAP_TYPE_ARRAY_OF_MAPS: places that hold other maps, all of one type and size."""
+
+    def __init__(self, pointer: MapPointer) -> None:
+        """Describe a map whose object is loaded."""
+        super().__init__(pointer)
+        self._inner = ctypes.c_int32.from_buffer(self._value)
+
+    def insert(self, index: int, inner: Map) -> None:
+        """Put a map into a place, and wait until every program that ran at the time of the call has ended.
+
+        The place keeps the map alive. The wait is an RCU grace period, milliseconds, so call this in a
+        thread of its own; it does not cover programs that may sleep. Needs no privilege.
+        Raises OSError: E2BIG for an index out of range, EINVAL if the map's type, sizes or flags are not
+        those that were declared.
+        Source: bpf_fd_array_map_update_elem() in kernel/bpf/arraymap.c, maybe_wait_bpf_programs() in
+        kernel/bpf/syscall.c.
+        """
+        self._put_index(index)
+        self._inner.value = inner.fd
+        self._update_elem(self.fd, self._key_ref, self._value_ref, UpdateFlag.ANY)
+
+
 class SockMap(_Indexed):
     """BPF_MAP_TYPE_SOCKMAP: slots that hold sockets."""
 
@@ -236,6 +260,7 @@ _CLASSES: Final[dict[int, type[Map]]] = {
     MapType.ARRAY: ArrayMap,
     MapType.PERCPU_ARRAY: PerCpuArray,
     MapType.LRU_HASH: HashMap,
+    MapType.ARRAY_OF_MAPS: ArrayOfMaps,
     MapType.SOCKMAP: SockMap,
 }
 

@@ -182,7 +182,7 @@ class Server:
             await asyncio.sleep(idle / 4)
             for count, client in enumerate(list(pool.clients), 1):
                 seen, since = client.activity
-                if (now_seen := client.seen_bytes()) != seen or since == 0.0:
+                if (now_seen := client.seen_bytes) != seen or since == 0.0:
                     client.activity = (now_seen, loop.time())
                 elif loop.time() - since >= idle:
                     with client.guard:

@@ -33,6 +33,7 @@ class Upstream:
         "_sock",
         "backend",
         "client",
+        "connected",
         "guard",
         "mapped",
         "state",
@@ -42,6 +43,7 @@ class Upstream:
         self.client = client
         self.backend = backend
         self.state = State.ADMITTED
+        self.connected = False
         self.mapped: MappedSocket | None = None
         self.guard = Guard(self.__str__, self._crashed)
         self._services = client.listening.services
@@ -52,6 +54,11 @@ class Upstream:
 
     def __str__(self) -> str:
         return f"{self.client} to {self.backend}"
+
+    @property
+    def backlog(self) -> int:
+        """Bytes on their way to the backend that wait in the kernel."""
+        return self.mapped.backlog if self.mapped is not None and self._sock is not None else 0
 
     def connect(self) -> None:
         """Starts to connect; the client hears of the result, perhaps at once."""
@@ -78,9 +85,10 @@ class Upstream:
         self._services.quiescence.reclaim_soon()
         self._connect_failed(connect_failure(code))
 
-    def give_up(self, reason: str) -> None:
-        """Ends an attempt to connect that takes too long or is not wanted any more."""
-        self._connect_failed(reason)
+    def give_up(self) -> None:
+        """Ends the attempt to connect if it still lasts."""
+        if self.state is State.ADMITTED and not self.connected:
+            self._connect_failed("timeout")
 
     def splice(self) -> bool:
         """Maps the socket and adds it to the client's route; False if the backend is gone already."""
@@ -175,8 +183,9 @@ class Upstream:
             self._connect_failed(connect_failure(code))
         elif mask & _BROKEN:
             self._connect_failed("closed")
-        elif mask & select.EPOLLOUT:
+        elif mask & select.EPOLLOUT and not self.connected:
             self._services.poller.change(self._sock.fileno(), STATE)
+            self.connected = True
             self.backend.connected()
             self.client.upstream_connected(self)
 

@@ -1,0 +1,88 @@
+"""From accept to splice.
+
+A client enters the sockmap once its upstreams are there, so that its first message has somewhere to go. It
+does not wait for all of them for ever: when one is connected, the others get a moment more; those that come
+still later join a client that is already served.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from lb import abi, balance
+from lb.session import State
+
+if TYPE_CHECKING:
+    from lb.server.client import Client
+
+# Seconds that the first message waits for the others once one upstream is connected: longer than a
+# handshake between neighbouring sites, shorter than people notice.
+_STRAGGLERS = 0.1
+
+
+class Admission:
+    """Connects a client's upstreams and decides when it is spliced."""
+
+    __slots__ = ("_client", "_timer")
+
+    def __init__(self, client: "Client") -> None:
+        self._client = client
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Starts to connect to the client's share of the backends that are not known to be down."""
+        client = self._client
+        usable = [backend for backend in client.listening.pool.backends if backend.usable]
+        chosen = balance.subset(usable, client.number, abi.MAX_UPSTREAMS)
+        if not chosen:
+            client.refuse("no_backend")
+            return
+        upstreams = []
+        for backend in chosen:
+            upstream = client.new_upstream(backend)
+            if upstream is None:
+                client.refuse("max_connections")
+                return
+            upstreams.append(upstream)
+        self._wait(client.listening.timeouts.connect)
+        for upstream in upstreams:
+            if client.state is State.ADMITTED:
+                upstream.connect()
+
+    def connected(self) -> None:
+        """One more upstream is connected."""
+        if self._client.connected_upstreams() == list(self._client.upstreams.values()):
+            self._finish()
+        else:
+            self._wait(_STRAGGLERS)
+
+    def failed(self) -> None:
+        """One upstream less."""
+        upstreams = list(self._client.upstreams.values())
+        if not upstreams:
+            self._client.refuse("no_backend")
+        elif self._client.connected_upstreams() == upstreams:
+            self._finish()
+
+    def cancel(self) -> None:
+        """Nothing more happens by itself."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _wait(self, seconds: float) -> None:
+        self.cancel()
+        self._timer = self._client.later(seconds, self._time_out)
+
+    def _time_out(self) -> None:
+        client = self._client
+        late = [upstream for upstream in client.upstreams.values() if not upstream.connected]
+        if client.connected_upstreams():
+            self._finish()
+            for upstream in late:
+                client.later(client.listening.timeouts.connect, upstream.give_up)
+            return
+        for upstream in late:
+            upstream.give_up()
+
+    def _finish(self) -> None:
+        self.cancel()
+        self._client.splice()
