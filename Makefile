@@ -6,6 +6,7 @@ VENV ?= .venv
 CLANG_FORMAT ?= clang-format
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
@@ -13,7 +14,7 @@ C_SOURCES := $(wildcard bpf/*.c bpf/*.h)
 
 export PYTHON
 
-.PHONY: all help bpf bpf-check deps deps-runtime venv demo test unit lint format clean distclean need-root
+.PHONY: all help bpf bpf-check deps deps-runtime venv demo bench test unit lint format clean distclean need-root
 # The steps of a target build on each other: set-up first, the test run last.
 .NOTPARALLEL:
 
@@ -48,6 +49,9 @@ $(VENV)/.installed-runtime: pyproject.toml
 
 demo: deps-runtime $(VENV)/.installed-runtime ## backends, balancer and load on loopback, as root; DEMO_ARGS='--seconds 10'
 	$(BIN)/sockmap-lb demo $(DEMO_ARGS)
+
+bench: deps $(VENV)/.installed-runtime ## messages a second beside direct connections and HAProxy, as root; BENCH_ARGS='--rounds 5'
+	$(BIN)/python -m tests.bench.bench $(BENCH_ARGS)
 
 test: need-root deps venv lint bpf-check ## everything: lint, the committed object, all tests (as root); a skip is a failure
 	SOCKMAP_LB_REQUIRE_ALL=1 $(BIN)/python -m pytest tests/unit tests/bpf tests/e2e $(PYTEST_ARGS)

@@ -45,9 +45,9 @@ static __always_inline void lb_loop(__u32 n, long (*step)(__u32, void *), void *
 }
 
 #include "lb_framing.h"
+#include "lb_histogram.h"
 
 enum {
-	LB_STRIDE = 1 << 20, /* virtual time of one message at weight 1 */
 	LB_LAG = 64 * LB_STRIDE, /* how far a backend may fall behind its turns */
 	LB_TRIES = 8, /* upstreams that may turn out dead for one message */
 	LB_TCP_ESTABLISHED = 1,
@@ -180,33 +180,6 @@ int lb_parser(struct __sk_buff *skb)
 	slot->batched = batch.messages;
 	slot->expecting = batch.expecting;
 	return batch.length;
-}
-
-/* Histogram bucket: below 4 us exact, then four for each power of two. */
-static __always_inline __u32 lb_bucket(__u32 us)
-{
-	__u32 log = 0, rest = us;
-
-	if (us < 4)
-		return us;
-	if (rest >= 1U << 16) {
-		rest >>= 16;
-		log += 16;
-	}
-	if (rest >= 1U << 8) {
-		rest >>= 8;
-		log += 8;
-	}
-	if (rest >= 1U << 4) {
-		rest >>= 4;
-		log += 4;
-	}
-	if (rest >= 1U << 2) {
-		rest >>= 2;
-		log += 2;
-	}
-	log += rest >> 1;
-	return (log - 1) * 4 + ((us >> (log - 2)) & 3);
 }
 
 static __always_inline __u32 lb_now(void)

@@ -24,6 +24,7 @@ enum lb_limit {
 	LB_MAX_POOLS = 64,
 	LB_MARKS = 32, /* requests of one upstream that are timed at once */
 	LB_BUCKETS = 128, /* of a duration histogram: 4 for each power of two */
+	LB_STRIDE = 1 << 20, /* virtual time of one message at weight 1 */
 	LB_MAX_LENGTH = 0x7fffffff, /* a length field above this is an error in any framing */
 };
 
@@ -162,7 +163,7 @@ struct lb_traffic {
 	__u64 response_bytes;
 };
 
-/* Per CPU, indexed by backend. Microseconds; bucket numbers: see lb_bucket(). */
+/* Per CPU, indexed by backend. Microseconds; bucket numbers: see lb_histogram.h. */
 struct lb_duration {
 	__u64 sum;
 	__u64 buckets[LB_BUCKETS];

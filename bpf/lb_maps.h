@@ -105,4 +105,25 @@ struct {
 	__type(value, __u64);
 } lb_counters SEC(".maps");
 
+/*
+ * Not read by any program. User space puts lb_grace_inner into lb_grace to wait
+ * until every program that runs at that moment has ended: bpf(2) returns from an
+ * update of a map of maps only after a grace period (maybe_wait_bpf_programs() in
+ * kernel/bpf/syscall.c). Unlike membarrier(2) it does so with one CPU and with
+ * nohz_full ones too, and open descriptors are all that it needs.
+ */
+struct lb_grace_inner {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} lb_grace_inner SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct lb_grace_inner);
+} lb_grace SEC(".maps");
+
 #endif

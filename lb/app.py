@@ -52,7 +52,7 @@ def sizes(settings: config.Config, connections: int) -> Sizes:
     listeners = len(settings.listeners)
     backends = sum(len(pool.backends) for pool in settings.pools)
     return Sizes(
-        connections=connections + selftest.SLOTS,
+        connections=max(connections, selftest.SLOTS),  # which come back before the first client does
         framings=listeners + selftest.FRAMINGS,
         backends=backends + selftest.BACKENDS,
         traffic_rows=listeners * backends + selftest.ROWS,
@@ -120,14 +120,16 @@ async def _serve(
 
     def on_signal(number: signal.Signals) -> None:
         if stop.is_set() or number is signal.SIGINT:
-            _log.info("%s: closing at once", number.name)
-            serving.cancel()
+            if not serving.cancelling():  # again, it would cut the orderly end short
+                _log.info("%s: closing at once", number.name)
+                serving.cancel()
         else:
             _log.info("%s: draining; once more closes at once", number.name)
             stop.set()
 
+    # Not the loop's handlers: it gives them back before the process ends, and one more signal would kill it.
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
+        signal.signal(number, lambda number, _: loop.call_soon_threadsafe(on_signal, signal.Signals(number)))
     # Its default action would end the process.
     loop.add_signal_handler(signal.SIGHUP, _log.warning, "SIGHUP: this version cannot reload; restart it")
     try:
@@ -152,4 +154,6 @@ async def _serve(
             raise
     finally:
         await admin.stop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
     _log.info("stopped")

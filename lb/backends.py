@@ -23,6 +23,8 @@ _REASONS = {
     errno.ENOMEM: "no_memory",
     errno.ENOBUFS: "no_memory",
 }
+# What we lack ourselves says nothing about the backend, whose connections must not lose their turns for it.
+_OURS = {"no_local_port", "no_descriptor", "no_memory"}
 
 
 def connect_failure(code: int) -> str:
@@ -77,6 +79,8 @@ class Backend:
     def failed(self, reason: str) -> None:
         """A connection or a check failed."""
         self.connect_failures[reason] += 1
+        if reason in _OURS:
+            return
         self._result(Health.DOWN, self._check.fall, reason)
 
     def _result(self, health: Health, needed: int, reason: str) -> None:

@@ -8,11 +8,9 @@ from pathlib import Path
 
 from lb.cli.table import render
 from lb.dataplane import MachineError, Sizes, load, selftest, sockets
-from lb.libbpf import LibbpfMissingError, effective_capabilities, libbpf_version
+from lb.dataplane.loader import CAP_ADD, missing_capabilities
+from lb.libbpf import LibbpfMissingError, libbpf_version
 
-_NEEDED_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_PERFMON": 38, "CAP_BPF": 39}
-_CAP_ADD = ",".join(name.removeprefix("CAP_") for name in _NEEDED_CAPABILITIES)
-_CAP_SYS_ADMIN = 21
 _FEW_DESCRIPTORS = 4096
 
 Finding = tuple[str, str, str]  # what, "ok" | "warning" | "FAILED", detail or remedy
@@ -66,20 +64,14 @@ def _btf() -> Iterator[Finding]:
 
 
 def _capabilities() -> Iterator[Finding]:
-    held = effective_capabilities()
-    missing = [
-        name
-        for name, number in _NEEDED_CAPABILITIES.items()
-        if number not in held and (_CAP_SYS_ADMIN not in held or name == "CAP_NET_ADMIN")
-    ]
-    if missing:
+    if missing := missing_capabilities():
         yield (
             "capabilities",
             "FAILED",
-            f"missing {', '.join(missing)}; run as root, or in a container with --cap-add {_CAP_ADD}",
+            f"missing {', '.join(missing)}; run as root, or in a container with --cap-add {CAP_ADD}",
         )
     else:
-        yield ("capabilities", "ok", ", ".join(_NEEDED_CAPABILITIES))
+        yield ("capabilities", "ok", "all that loading needs")
 
 
 def _descriptors() -> Iterator[Finding]:

@@ -13,7 +13,19 @@ from importlib import resources
 from lb import abi
 from lb.dataplane.errors import MachineError
 from lb.dataplane.plane import DataPlane
-from lb.libbpf import AttachType, LibbpfMissingError, LoadError, Object, SockMap
+from lb.libbpf import (
+    AttachType,
+    LibbpfMissingError,
+    LoadError,
+    Object,
+    SockMap,
+    effective_capabilities,
+)
+
+# BPF: loading; NET_ADMIN: programs for sockets; PERFMON: reading the strparser's control block.
+_NEEDED = {"CAP_BPF": 39, "CAP_NET_ADMIN": 12, "CAP_PERFMON": 38}
+_CAP_SYS_ADMIN = 21
+CAP_ADD = ",".join(name.removeprefix("CAP_") for name in _NEEDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +68,21 @@ def load(sizes: Sizes) -> DataPlane:
         return plane
 
 
+def missing_capabilities() -> list[str]:
+    """What the process lacks to load the programs; CAP_SYS_ADMIN stands for two of them."""
+    held = effective_capabilities()
+    if _CAP_SYS_ADMIN in held:
+        held |= {_NEEDED["CAP_BPF"], _NEEDED["CAP_PERFMON"]}
+    return [name for name, number in _NEEDED.items() if number not in held]
+
+
 def _explain(error: LoadError) -> MachineError:
     if error.errno in (errno.EPERM, errno.EACCES):
+        missing = missing_capabilities()
         return MachineError(
-            "loading BPF programs is not permitted",
-            "run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
+            "loading BPF programs is not permitted"
+            + (f": {', '.join(missing)} missing" if missing else ", although no capability is missing"),
+            f"run as root, or in a container with --cap-add {CAP_ADD}",
         )
     if error.errno == errno.ENOMEM:
         return MachineError(

@@ -2,8 +2,9 @@
 
 Into the map: the slot's fields, then its generation (from then on it is somebody), then the cookie, then the
 sockmap (from then on messages flow), then the kick that releases what had arrived before.
-Out of the map: the generation (nobody new refers to it), the sockmap, the cookie; the number is free again
-only after a grace period, because a running program may have compared the generation before.
+Out of the map: the generation (nobody new refers to it), the sockmap, the cookie; the number is free again,
+and its counts are final, only after a grace period, because a running program may have compared the
+generation before.
 
 The programs and this module write the same arrays through shared memory, each its own fields. A whole value
 is written only while no program can know the slot.
@@ -18,7 +19,7 @@ from lb.dataplane import sockets
 from lb.dataplane.counters import Counters
 from lb.dataplane.encode import encode
 from lb.framing import Framing
-from lb.libbpf import ArrayMap, HashMap, Object, SockMap
+from lb.libbpf import ArrayMap, ArrayOfMaps, HashMap, Object, SockMap
 from lb.slots import SlotRef, SlotTable
 
 
@@ -98,7 +99,10 @@ class MappedSocket:
 
 
 class DataPlane:
-    """The loaded programs and their maps. Needs no privilege; not thread-safe; knows no event loop."""
+    """The loaded programs and their maps. Needs no privilege; knows no event loop.
+
+    For one thread, but for :meth:`wait_for_programs`.
+    """
 
     def __init__(self, loaded: Object, connections: int) -> None:
         self._object = loaded
@@ -110,6 +114,8 @@ class DataPlane:
         self._routes = loaded.map("lb_routes", ArrayMap).view(abi.Route)
         self._backends = loaded.map("lb_backends", ArrayMap).view(abi.Backend)
         self._marks = loaded.map("lb_marks", ArrayMap)
+        self._grace = loaded.map("lb_grace", ArrayOfMaps)
+        self._grace_inner = loaded.map("lb_grace_inner", ArrayMap)
         self._no_marks = bytes(abi.Marks())
         self._blank = abi.Slot()
         self._published: dict[str, int] = {"framings": 0, "pools": 0, "backends": 0}
@@ -119,6 +125,15 @@ class DataPlane:
     def close(self) -> None:
         """Gives the maps back; sockets that are still mapped must have been removed before."""
         self._object.close()
+
+    def wait_for_programs(self) -> None:
+        """Returns when every program that ran at the time of the call has ended.
+
+        What was changed before the call - a generation, a route, ``hold`` - no program sees otherwise any
+        more, and what such a program sent on stands in the destination's queue. Blocks for an RCU grace
+        period, usually 10 to 30 ms. The one method that another thread may call meanwhile; one at a time.
+        """
+        self._grace.insert(0, self._grace_inner)
 
     # What listeners and pools are made of
 
@@ -243,21 +258,31 @@ class DataPlane:
     def remove(self, mapped: MappedSocket) -> None:
         """Takes a socket out of the map, before its owner closes it. What waits for it in the kernel is lost.
 
-        Requests that are outstanding on an upstream are written off. The slot becomes free with
-        :meth:`SlotTable.reclaim`.
+        The slot is retired; :meth:`reclaim` makes it free.
         """
         number = mapped.ref.number
-        slot = self._slots[number]
-        slot.generation = 0
+        self._slots[number].generation = 0
         try:
             self._socks.remove(number)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.EINVAL):  # the kernel took it out when TCP closed it
                 raise
         self._conns.delete(mapped.cookie.to_bytes(8, "little"))
-        if slot.role == abi.Role.UPSTREAM:
-            self._backends[slot.backend].written_off += slot.sent - slot.answered
         self.slots.retire(mapped.ref)
+
+    def reclaim(self, retired: list[SlotRef]) -> None:
+        """Makes slots free, and writes off what is outstanding on upstreams that were there.
+
+        Args:
+            retired: from :meth:`SlotTable.take_retired`, before a :meth:`wait_for_programs`: a program that
+                compared the generation earlier may still send to such a slot, and count what it sends.
+        """
+        for ref in retired:
+            slot = self._slots[ref.number]
+            if slot.role == abi.Role.UPSTREAM:
+                self._backends[slot.backend].written_off += slot.sent - slot.answered
+            slot.role = abi.Role.FREE  # the next life may end without a socket: nothing is written off twice
+        self.slots.reclaim(retired)
 
     # Routes
 

@@ -17,7 +17,6 @@ from lb.dataplane import sockets
 from lb.dataplane.errors import MachineError
 from lb.dataplane.plane import DataPlane, MappedSocket, Policy
 from lb.framing import PRESETS
-from lb.libbpf import membarrier_global
 
 _LIMIT = 2.0  # seconds that any step may take
 _FRAMING = PRESETS["length-prefixed"]
@@ -198,8 +197,9 @@ def run(plane: DataPlane) -> Iterator[Check]:
 def _pairs(plane: DataPlane, policy: Policy, backend: int, traffic: int) -> Iterator[_Pairs]:
     with ExitStack() as stack:
         yield _Pairs(plane, policy, backend, traffic, stack)
-    membarrier_global()
-    plane.slots.reclaim(plane.slots.take_retired())
+    retired = plane.slots.take_retired()
+    plane.wait_for_programs()
+    plane.reclaim(retired)
 
 
 def require(plane: DataPlane) -> None:

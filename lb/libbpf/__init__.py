@@ -6,7 +6,6 @@ from lb.libbpf.linux import (
     clear_capabilities,
     drop_bounding_set,
     effective_capabilities,
-    membarrier_global,
     set_no_new_privs,
 )
 from lb.libbpf.maps import ArrayMap, ArrayOfMaps, HashMap, Map, MapType, PerCpuArray, SockMap, UpdateFlag
@@ -38,6 +37,5 @@ __all__ = [
     "drop_bounding_set",
     "effective_capabilities",
     "libbpf_version",
-    "membarrier_global",
     "set_no_new_privs",
 ]

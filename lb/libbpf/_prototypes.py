@@ -135,7 +135,6 @@ LIBC: Final = (
     Prototype("vasprintf", c_int, (ctypes.POINTER(c_char_p), c_char_p, c_void_p), _SYS),
     Prototype("free", None, (c_void_p,), _NONE),
     Prototype("mmap", c_long, (c_void_p, c_size_t, c_int, c_int, c_int, c_long), _SYS),
-    Prototype("syscall", c_long, (c_long, c_ulong, c_ulong, c_ulong), _SYS),
     Prototype("prctl", c_int, (c_int, c_ulong, c_ulong, c_ulong, c_ulong), _SYS),
     Prototype("capset", c_int, (ctypes.POINTER(CapHeader), ctypes.POINTER(CapData)), _SYS),
 )

@@ -1,19 +1,13 @@
-"""The few system calls that Python lacks: waiting for BPF programs, and giving up privilege.
+"""Giving up privilege: the few system calls for it that Python lacks.
 
 Privileges belong to threads, not to the process: call the functions that drop them before other threads
 start; threads that start later inherit.
 """
 
-import errno
-import platform
 from pathlib import Path
 from typing import Final
 
 from lb.libbpf._prototypes import CapData, CapHeader, libc
-
-# linux/membarrier.h and the system call tables of the architectures
-_MEMBARRIER_CMD_GLOBAL: Final = 1
-_SYS_MEMBARRIER: Final = {"x86_64": 324, "aarch64": 283, "riscv64": 283}
 
 # linux/prctl.h
 _PR_CAPBSET_DROP: Final = 24
@@ -22,19 +16,6 @@ _PR_CAP_AMBIENT: Final = 47
 _PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 
 _CAPABILITY_VERSION_3: Final = 0x20080522  # linux/capability.h: two CapData, 64 capabilities
-
-
-def membarrier_global() -> None:
-    """Wait until every BPF program that runs now has ended: an RCU grace period, milliseconds.
-
-    It blocks, so call it in a thread of its own. With a single CPU online the kernel returns at once.
-    Raises OSError: ENOSYS on a kernel without CONFIG_MEMBARRIER, EINVAL with nohz_full CPUs.
-    Source: membarrier(2), kernel/sched/membarrier.c.
-    """
-    number = _SYS_MEMBARRIER.get(platform.machine())
-    if number is None:
-        raise OSError(errno.ENOSYS, f"its number on {platform.machine()} is not known here", "membarrier")
-    libc().syscall(number, _MEMBARRIER_CMD_GLOBAL, 0, 0)
 
 
 def set_no_new_privs() -> None:

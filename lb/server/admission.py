@@ -9,6 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from lb import abi, balance
+from lb.backends import Backend
 from lb.session import State
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ class Admission:
     def start(self) -> None:
         """Starts to connect to the client's share of the backends that are not known to be down."""
         client = self._client
-        usable = [backend for backend in client.listening.pool.backends if backend.usable]
-        chosen = balance.subset(usable, client.number, abi.MAX_UPSTREAMS)
+        chosen = self._choose()
         if not chosen:
             client.refuse("no_backend")
             return
@@ -85,4 +85,15 @@ class Admission:
 
     def _finish(self) -> None:
         self.cancel()
-        self._client.splice()
+        client = self._client
+        client.splice()
+        if client.state is State.SPLICED:
+            for backend in self._choose():
+                if backend not in client.upstreams:  # it failed, or came up, since the start
+                    client.retry(backend)
+
+    def _choose(self) -> list[Backend]:
+        """The client's share of the backends that are not known to be down."""
+        client = self._client
+        usable = [backend for backend in client.listening.pool.backends if backend.usable]
+        return balance.subset(usable, client.number, abi.MAX_UPSTREAMS)

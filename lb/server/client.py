@@ -187,14 +187,17 @@ class Client:
 
     def upstream_ended(self, upstream: Upstream) -> None:
         """The backend of a mapped upstream sent FIN."""
-        if self.state is State.SPLICED:
+        if upstream.state is State.SPLICED and self.state is not State.CLOSED:
             upstream.leave_route()
             self.run("ended upstream", ending.lose(self, upstream, "backend_closed"))
 
     def replace(self, upstream: Upstream) -> None:
-        """Connects to the backend again, later each time that it fails."""
+        """Connects to the upstream's backend again."""
         self.forget(upstream)
-        backend = upstream.backend
+        self.retry(upstream.backend)
+
+    def retry(self, backend: Backend) -> None:
+        """Connects to a backend in a moment, later each time that it fails."""
         attempt = self._attempts.get(backend, 0)
         self._attempts[backend] = attempt + 1
         self.later(backoff(attempt), lambda: self.add_backend(backend))

@@ -77,9 +77,14 @@ async def after_outstanding(client: "Client") -> None:
 
 
 def _cut(client: "Client") -> None:
-    if client.state is not State.CLOSED:
+    mapped = client.mapped
+    if client.state is State.CLOSED or mapped is None:
+        return
+    if mapped.passed_messages or mapped.outstanding or mapped.backlog:
         _log.info("%s: closed: not drained in time", client)
         client.fail("drain_timeout")
+    else:  # a backend, or the client, keeps its side open for no message
+        client.close(Event.ENDED)
 
 
 def abandon(client: "Client") -> None:

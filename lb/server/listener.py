@@ -6,6 +6,7 @@ import socket
 
 from lb import config
 from lb.dataplane import sockets
+from lb.server import faults
 from lb.server.client import Client
 from lb.server.context import Listening
 from lb.slots import SlotsExhaustedError
@@ -59,12 +60,9 @@ class Listener:
         self._sock = sock
         self._loop = listening.services.loop
         self._open = False
-
-    @property
-    def address(self) -> str:
-        """Where it listens, with the port that the kernel chose for port 0."""
-        host, port = self._sock.getsockname()[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        host, port = sock.getsockname()[:2]
+        # Where it listens (or did, after close()), with the port that the kernel chose for port 0.
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def open(self) -> None:
         """Starts to accept."""
@@ -102,6 +100,7 @@ class Listener:
             ref = listening.services.plane.reserve()
         except SlotsExhaustedError:
             listening.refused["max_connections"] += 1
+            faults.reset_on_close(sock)
             sock.close()
             return
         client = Client(listening, sock, peer, ref)

@@ -1,21 +1,20 @@
 """Grace periods: when can no program hold an old reference any more?
 
 A program that runs right now may have compared a generation, or read a route, before it was changed.
-``membarrier(MEMBARRIER_CMD_GLOBAL)`` waits for an RCU grace period and thus for every such program. It takes
-milliseconds, so it runs in a thread, and everybody who waits meanwhile shares the next one.
+:meth:`DataPlane.wait_for_programs` waits for every such program. It takes milliseconds, so it runs in a
+thread, and everybody who waits meanwhile shares the next one.
 """
 
 import asyncio
 
-from lb.libbpf import membarrier_global
-from lb.slots import SlotTable
+from lb.dataplane import DataPlane
 
 
 class Quiescence:
     """Grace periods for those who changed what programs read."""
 
-    def __init__(self, slots: SlotTable) -> None:
-        self._slots = slots
+    def __init__(self, plane: DataPlane) -> None:
+        self._plane = plane
         self._wanted = asyncio.Event()
         self._waiters: list[asyncio.Future[None]] = []
 
@@ -24,10 +23,10 @@ class Quiescence:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            retired = self._slots.take_retired()
+            retired = self._plane.slots.take_retired()
             waiters, self._waiters = self._waiters, []
-            await asyncio.to_thread(membarrier_global)
-            self._slots.reclaim(retired)
+            await asyncio.to_thread(self._plane.wait_for_programs)
+            self._plane.reclaim(retired)
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)

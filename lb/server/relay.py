@@ -3,6 +3,9 @@
 ``printf ... | nc -N`` sends, half-closes and waits. The sockmap takes no such socket, but what it sent is
 complete and fits its receive buffer, so user space carries this one exchange over one backend connection
 that is not mapped either. It counts as ``path="userspace"``.
+
+Requests and responses travel at the same time: a backend that answers before it reads on would otherwise
+wait for us, and we for it.
 """
 
 import asyncio
@@ -23,41 +26,98 @@ async def relay(
 ) -> None:
     """Sends all whole messages of the client, then FIN, and gives back what comes until the backend's FIN.
 
-    A malformed or incomplete message ends the exchange with RST after the messages before it.
+    A client that does not get all its answers, or sent what is no message, is reset when its socket is
+    closed. The sockets stay the caller's.
     """
-    loop = asyncio.get_running_loop()
-    framing = listening.config.framing
-    counts = listening.relayed.setdefault(backend.index, Relayed())
+    exchange = _Exchange(listening, backend, client, upstream)
     try:
-        async with asyncio.timeout(listening.timeouts.drain):
-            requests = Framer(framing, Direction.REQUEST)
-            while requests.error is None and (data := await loop.sock_recv(client, _CHUNK)):
-                for message in requests.feed(data):
-                    await loop.sock_sendall(upstream, message.data)
-                    counts.requests += 1
-                    counts.request_bytes += len(message.data)
-            faults.send_fin(upstream)
-            responses = Framer(framing, Direction.RESPONSE)
-            while responses.error is None and (data := await loop.sock_recv(upstream, _CHUNK)):
-                for message in responses.feed(data):
-                    await loop.sock_sendall(client, message.data)
-                    counts.responses += 1
-                    counts.response_bytes += len(message.data)
+        async with asyncio.timeout(listening.timeouts.drain), asyncio.TaskGroup() as group:
+            group.create_task(exchange.send(), name=f"requests to {backend}")
+            group.create_task(exchange.receive(), name=f"responses of {backend}")
     except TimeoutError:
-        _refuse(listening, client, "half_message")
-        return
-    except OSError as error:
-        _log.info("relay to %s: %s", backend, error)
-        faults.reset_on_close(client)
-        return
-    if requests.error is not None:
-        _refuse(listening, client, requests.error.reason)
-    elif requests.pending:
-        _refuse(listening, client, "half_message")
-    elif responses.error is not None:
-        _refuse(listening, client, f"backend_{responses.error.reason}")
+        exchange.lost = "drain_timeout"
+    exchange.conclude()
 
 
-def _refuse(listening: Listening, client: socket.socket, reason: str) -> None:
-    listening.protocol_errors[reason] += 1
-    faults.reset_on_close(client)
+class _Exchange:
+    def __init__(
+        self, listening: Listening, backend: Backend, client: socket.socket, upstream: socket.socket
+    ) -> None:
+        self.lost = "backend_closed"  # why answers that are missing at the end did not come
+        self._listening = listening
+        self._backend = backend
+        self._client = client
+        self._upstream = upstream
+        self._requests = Framer(listening.config.framing, Direction.REQUEST)
+        self._responses = Framer(listening.config.framing, Direction.RESPONSE)
+        self._counts = listening.relayed.setdefault(backend.index, Relayed())
+        self._outstanding = 0
+        self._client_gone = False
+
+    async def send(self) -> None:
+        """The client's messages, then FIN."""
+        while self._requests.error is None and (data := await self._read_client()):
+            for message in self._requests.feed(data):
+                self._outstanding += message.wants_response
+                if await self._write(self._upstream, message.data):
+                    self._counts.requests += 1
+                    self._counts.request_bytes += len(message.data)
+                else:
+                    self.lost = "backend_reset"
+        faults.send_fin(self._upstream)
+
+    async def receive(self) -> None:
+        """The backend's messages. A client that is gone does not end this: its requests are still sent."""
+        while self._responses.error is None and (data := await self._read_upstream()):
+            for message in self._responses.feed(data):
+                self._outstanding -= message.is_response
+                if not self._client_gone and await self._write(self._client, message.data):
+                    self._counts.responses += 1
+                    self._counts.response_bytes += len(message.data)
+                else:
+                    self._client_gone = True
+                    self._listening.services.losses.add("client_gone", 1)
+
+    def conclude(self) -> None:
+        """Counts what went wrong, and makes sure that the client notices."""
+        reasons: list[str] = []
+        if self._requests.error is not None:
+            reasons.append(self._requests.error.reason)
+        elif self._requests.pending:
+            reasons.append("half_message")
+        if self._responses.error is not None:
+            reasons.append(f"backend_{self._responses.error.reason}")
+            self.lost = "backend_malformed"
+        for reason in reasons:
+            self._listening.protocol_errors[reason] += 1
+        self._listening.services.losses.add(self.lost, self._outstanding)
+        if reasons or self._outstanding > 0:
+            _log.info(
+                "relay to %s: %s, %d messages outstanding",
+                self._backend,
+                reasons or self.lost,
+                self._outstanding,
+            )
+            faults.reset_on_close(self._client)
+
+    async def _read_client(self) -> bytes:
+        try:
+            return await asyncio.get_running_loop().sock_recv(self._client, _CHUNK)
+        except OSError:  # reset, after all that it had sent was read
+            self._client_gone = True
+            return b""
+
+    async def _read_upstream(self) -> bytes:
+        try:
+            return await asyncio.get_running_loop().sock_recv(self._upstream, _CHUNK)
+        except OSError:
+            self.lost = "backend_reset"
+            return b""
+
+    async def _write(self, sock: socket.socket, data: bytes) -> bool:
+        """False if the peer is gone."""
+        try:
+            await asyncio.get_running_loop().sock_sendall(sock, data)
+        except OSError:
+            return False
+        return True

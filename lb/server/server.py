@@ -81,7 +81,7 @@ class Server:
         """Serves until ``stop`` is set, then drains, at most for the longest drain timeout of a pool."""
         loop = asyncio.get_running_loop()
         poller = Poller(loop)
-        quiescence = Quiescence(self.plane.slots)
+        quiescence = Quiescence(self.plane)
         try:
             async with asyncio.TaskGroup() as background:
                 serving = [background.create_task(quiescence.run(), name="quiescence")]

@@ -81,8 +81,6 @@ class Upstream:
             return
         if sock is not None:
             sock.close()
-        self._services.plane.release(self._ref)
-        self._services.quiescence.reclaim_soon()
         self._connect_failed(connect_failure(code))
 
     def give_up(self) -> None:
@@ -115,6 +113,7 @@ class Upstream:
         assert self._sock is not None
         sock, self._sock = self._sock, None
         self._services.poller.forget(sock.fileno())
+        self.backend.connections -= 1
         self._leave_map()
         return sock
 
@@ -145,20 +144,23 @@ class Upstream:
 
     def close(self, *, reset: bool = False) -> None:
         """Takes the socket out of the map and closes it, whatever state it is in."""
+        if self.state is State.CLOSED:
+            return
         self._fin.set()
         sock, self._sock = self._sock, None
-        if sock is None:
+        if sock is None:  # it was never tried, or failed at once
+            self._leave_map()
             return
         if reset:
             faults.reset_on_close(sock)
         self._services.poller.forget(sock.fileno())
+        self.backend.connections -= 1
         self._leave_map()
         sock.close()
 
     def _leave_map(self) -> None:
         self.leave_route()
         self.state = State.CLOSED
-        self.backend.connections -= 1
         if self.mapped is not None:
             self._services.plane.remove(self.mapped)
         else:
@@ -191,7 +193,6 @@ class Upstream:
 
     def _connect_failed(self, reason: str) -> None:
         self.close()
-        self.state = State.CLOSED
         self.backend.failed(reason)
         self.client.upstream_failed(self)
 

@@ -2,14 +2,13 @@ import ctypes
 import enum
 import errno
 import os
-import platform
 import re
 import shutil
 import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 
 from lb.libbpf import (
     ArrayMap,
+    ArrayOfMaps,
     AttachType,
     Btf,
     HashMap,
@@ -41,7 +41,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 ROOT = Path(__file__).parents[2]
-SOURCE = Path(__file__).parent / "fixtures/sample.bpf.c"
 HEADERS = [Path("/usr/include/bpf") / name for name in ("bpf.h", "libbpf.h", "btf.h")]
 TIMEOUT = 20  # seconds, for programs and reads that end at once
 
@@ -69,16 +68,7 @@ class Narrow(ctypes.Structure):
     _fields_ = (("value", ctypes.c_uint32),)
 
 
-def compile_bpf(source: Path, target: Path) -> Path:
-    # -I: asm/types.h is where the machine's own compiler looks for it, and that is not BPF's.
-    flags = ["-O2", "-g", "-target", "bpf", "-mcpu=v3", f"-I/usr/include/{platform.machine()}-linux-gnu"]
-    subprocess.run(["clang", *flags, "-c", source, "-o", target], check=True, timeout=120)
-    return target
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_bpf(SOURCE, tmp_path_factory.mktemp("bpf") / "sample.bpf.o")
+Compiler = Callable[[Path, Path], Path]
 
 
 @pytest.fixture
@@ -204,6 +194,8 @@ class TestObject:
             "conns": HashMap,
             "socks": SockMap,
             "events": Map,
+            "inner": ArrayMap,
+            "outer": ArrayOfMaps,
         }
         table = loaded.map("table", ArrayMap)
         assert (table.type, table.key_size, table.value_size, table.max_entries) == (MapType.ARRAY, 4, 48, 4)
@@ -259,7 +251,9 @@ class TestObject:
         assert caught.value.filename == "bpf_object__open_mem"
         assert open_fds() == before
 
-    def test_a_refused_program_comes_with_the_verifiers_log(self, tmp_path: Path) -> None:
+    def test_a_refused_program_comes_with_the_verifiers_log(
+        self, compile_bpf: Compiler, tmp_path: Path
+    ) -> None:
         source = tmp_path / "refused.bpf.c"
         source.write_text("""
             #include <linux/bpf.h>
@@ -414,6 +408,32 @@ class TestHashMap:
             conns.lookup(bytes(4))
         with pytest.raises(ValueError, match="a value has 8 bytes, not 9"):
             conns.update(bytes(8), bytes(9))
+
+
+class TestArrayOfMaps:
+    def test_only_a_map_of_the_declared_kind_fits(self, loaded: Object) -> None:
+        outer, inner = loaded.map("outer", ArrayOfMaps), loaded.map("inner", ArrayMap)
+
+        def refused(index: int, other: Map) -> int | None:
+            with pytest.raises(OSError, match="bpf_map_update_elem") as caught:
+                outer.insert(index, other)
+            return caught.value.errno
+
+        outer.insert(1, inner)
+        outer.insert(1, inner)
+        assert refused(2, inner) == errno.E2BIG
+        assert refused(0, loaded.map("table", ArrayMap)) == errno.EINVAL
+        assert refused(0, outer) == errno.EINVAL
+        with pytest.raises(ValueError, match="no u32"):
+            outer.insert(-1, inner)
+
+    def test_a_closed_object_has_no_map_to_insert(self, sample: Path) -> None:
+        with Object.open(sample).load() as loaded:
+            outer, inner = loaded.map("outer", ArrayOfMaps), loaded.map("inner", ArrayMap)
+            inner.forget()
+            with pytest.raises(OSError, match="bpf_map_update_elem") as caught:
+                outer.insert(0, inner)
+            assert caught.value.errno == errno.EBADF
 
 
 class TestSockMap:

@@ -1,0 +1,33 @@
+"""The whole program on this machine's kernel: real processes, real sockets, networks of their own."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.lab import Lab
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """A network namespace for the test alone."""
+    need("ip")
+    with ExitStack() as stack:
+        yield Lab(tmp_path, stack)
+
+
+def need(*programs: str) -> None:
+    """Skip the test without root, or where a program is not installed."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: network namespaces and BPF")
+    for program in programs:
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed: run scripts/setup.sh test")
+
+
+@pytest.fixture(name="need", scope="session")
+def _need() -> Callable[..., None]:
+    return need

@@ -1,0 +1,88 @@
+"""The pure headers of ``bpf/``, built by this machine's compiler and called through ctypes.
+
+They are built with the sanitizers for addresses and undefined behaviour. A finding ends the process: run
+pytest with ``-s`` to read it.
+"""
+
+import ctypes
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+from lb import abi
+from lb.framing import Direction
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "tests/unit/fixtures/headers.c"
+WARNINGS = ("-Wall", "-Wextra", "-Werror")
+SANITIZERS = ("-fsanitize=undefined,address", "-fno-sanitize-recover=all")
+
+
+class _Stream(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_char_p), ("size", ctypes.c_uint32))
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_int32), ("messages", ctypes.c_uint32), ("expecting", ctypes.c_uint32))
+    length: int
+    messages: int
+    expecting: int
+
+
+class Batch(NamedTuple):
+    """What ``lb_measure`` found: ``struct lb_batch``, and the tags of the messages that are expecting."""
+
+    length: int
+    messages: int
+    expecting: int
+    tags: tuple[int, ...]
+
+
+class Headers:
+    """The functions of the headers."""
+
+    def __init__(self, directory: Path) -> None:
+        """Build the library in a directory and load it; it stays loaded. Needs gcc."""
+        target = directory / "headers.so"
+        command = [
+            "gcc",
+            "-std=gnu11",
+            "-O1",
+            "-g",
+            *WARNINGS,
+            *SANITIZERS,
+            "-shared",
+            "-fPIC",
+            f"-I{ROOT}/bpf",
+        ]
+        subprocess.run([*command, SOURCE, "-o", target], check=True, timeout=120)
+        library = ctypes.CDLL(str(target))
+        self._measure = library.measure
+        self._measure.restype = _Batch
+        self._measure.argtypes = (
+            ctypes.POINTER(abi.Framing),
+            ctypes.POINTER(_Stream),
+            ctypes.c_uint32,
+            ctypes.c_uint32,
+            ctypes.c_uint32,
+            ctypes.POINTER(ctypes.c_uint32),
+        )
+        self._bucket = library.bucket
+        self._bucket.restype = ctypes.c_uint32
+        self._bucket.argtypes = (ctypes.c_uint32,)
+
+    def measure(
+        self, framing: abi.Framing, data: bytes, offset: int, limit: int, direction: Direction
+    ) -> Batch:
+        """``lb_measure`` of what stands at an offset."""
+        tags = (ctypes.c_uint32 * abi.MAX_BATCH)()
+        stream = _Stream(data, len(data))
+        found = self._measure(framing, stream, offset, limit, direction is Direction.REQUEST, tags)
+        has_id = framing.flags & abi.FramingFlag.HAS_ID
+        return Batch(
+            found.length, found.messages, found.expecting, tuple(tags[: found.expecting]) if has_id else ()
+        )
+
+    def bucket(self, us: int) -> int:
+        """``lb_bucket``."""
+        return int(self._bucket(us))

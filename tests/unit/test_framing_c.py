@@ -1,0 +1,357 @@
+"""``bpf/lb_framing.h`` against the oracle: the same bytes are the same messages on both sides.
+
+The header is the one that the parser is made of; only the loop and the loading of bytes are this machine's.
+"""
+
+import errno
+import re
+import shutil
+import socket
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lb import abi
+from lb.dataplane.encode import encode
+from lb.framing import (
+    MAX_LENGTH,
+    MAX_WINDOW,
+    PRESETS,
+    WIDTHS,
+    Direction,
+    Endian,
+    Field,
+    Framer,
+    Framing,
+    FramingError,
+    Length,
+    Match,
+    Message,
+    Ordering,
+    Reason,
+    measure,
+)
+from lb.server import faults
+from tests.headers import ROOT, Batch, Headers
+from tests.unit.test_framing import framings, messages, pieces, streams
+
+pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+
+ERRNO = {
+    Reason.TOO_SHORT: errno.EBADMSG,
+    Reason.OVERSIZE: errno.EMSGSIZE,
+    Reason.BAD_MAGIC: errno.EPROTO,
+    Reason.UNEXPECTED_RESPONSE: errno.EPROTOTYPE,
+}
+REASON = {number: reason for reason, number in ERRNO.items()}
+
+limits = st.integers(1, abi.MAX_BATCH)
+directions = st.sampled_from(Direction)
+junk = st.binary(max_size=70)
+
+
+@pytest.fixture(scope="module")
+def headers(tmp_path_factory: pytest.TempPathFactory) -> Headers:
+    return Headers(tmp_path_factory.mktemp("headers"))
+
+
+# --- what the oracle says of a batch ----------------------------------------------------------------------
+
+
+def tag(number: int) -> int:
+    return (number ^ number >> 32) & 0xFFFFFFFF
+
+
+def expects(framing: Framing, data: bytes, start: int, direction: Direction) -> bool:
+    """Whether the message is a response, or a request that gets one."""
+    if direction is Direction.RESPONSE:
+        return framing.response is None or framing.response.matches(data, start)
+    return framing.no_response is None or not framing.no_response.matches(data, start)
+
+
+def expected(framing: Framing, data: bytes, limit: int, direction: Direction) -> Batch:
+    """The batch at the start of the data, built from single messages that the oracle measured."""
+    total, kinds, tags = 0, list[bool](), list[int]()
+    while len(kinds) < limit and total < len(data):
+        try:
+            length = measure(framing, data, total, direction)
+        except FramingError as error:
+            if not kinds:
+                return Batch(-ERRNO[error.reason], 0, 0, ())
+            break
+        if length is None or (kinds and total + length > len(data)):
+            break
+        kind = expects(framing, data, total, direction)
+        if kinds and direction is Direction.RESPONSE and kind is not kinds[0]:
+            break
+        kinds.append(kind)
+        if kind and framing.id is not None:
+            tags.append(tag(framing.id.read(data, total)))
+        total += length
+    return Batch(total, len(kinds), sum(kinds), tuple(tags))
+
+
+# --- any framing, any bytes -------------------------------------------------------------------------------
+
+
+@st.composite
+def fields(draw: st.DrawFn, span: int) -> Field:
+    width = draw(st.sampled_from([width for width in WIDTHS if width <= span]))
+    return Field(draw(st.integers(0, span - width)), width, draw(st.sampled_from(Endian)))
+
+
+@st.composite
+def matches(draw: st.DrawFn, span: int) -> Match:
+    """A test of a few bits, so that random bytes pass it and fail it."""
+    field = draw(fields(span))
+    mask = 0
+    for bit in draw(st.lists(st.integers(0, 8 * field.width - 1), min_size=1, max_size=3)):
+        mask |= 1 << bit
+    return Match(field, mask, draw(st.integers(0, field.ones)) & mask)
+
+
+@st.composite
+def any_framings(draw: st.DrawFn) -> Framing:
+    """Framings of any shape, the fields perhaps on top of each other.
+
+    Most of them find messages in random bytes: these take a few bits for the length, and nearly any length.
+    """
+    span = draw(st.integers(1, 12) | st.integers(1, MAX_WINDOW))
+    length = draw(fields(span))
+    parts: dict[str, Match | None] = {
+        name: draw(st.none() | matches(span)) for name in ("response", "no_response", "magic")
+    }
+    number = draw(st.none() | fields(span))
+    window = max(part.end for part in (length, number, *(m.field for m in parts.values() if m)) if part)
+    shortest = draw(st.integers(window, window + 20))
+    few_bits = st.integers(1, 8).map(lambda bits: (1 << bits) - 1)
+    few_bytes = st.integers(shortest - 3, shortest + 20)
+    return Framing(
+        name="any",
+        length=Length(
+            field=length,
+            mask=draw(few_bits | few_bits | st.integers(1, length.ones)),
+            adjust=draw(few_bytes | few_bytes | st.integers(-MAX_LENGTH, MAX_LENGTH)),
+        ),
+        min_message=shortest,
+        max_message=draw(st.integers(shortest, shortest + 300) | st.integers(shortest + 255, MAX_LENGTH)),
+        id=number,
+        ordering=draw(st.sampled_from(Ordering)),
+        **parts,
+    )
+
+
+@st.composite
+def any_bytes(draw: st.DrawFn) -> bytes:
+    size = draw(st.integers(0, 80) | st.integers(60, 700))
+    return draw(st.randoms(use_true_random=False)).randbytes(size)
+
+
+@given(any_framings(), any_bytes(), limits, directions, junk)
+def test_any_bytes_in_any_framing(
+    headers: Headers, framing: Framing, data: bytes, limit: int, direction: Direction, before: bytes
+) -> None:
+    got = headers.measure(encode(framing), before + data, len(before), limit, direction)
+
+    assert got == expected(framing, data, limit, direction)
+
+
+@given(streams(), limits, st.integers(0, 2000), junk)
+def test_a_stream_of_messages_that_ends_anywhere(
+    headers: Headers,
+    stream: tuple[Framing, Direction, list[Message]],
+    limit: int,
+    missing: int,
+    before: bytes,
+) -> None:
+    framing, direction, sent = stream
+    data = b"".join(message.data for message in sent)
+    data = data[: len(data) - missing % (len(data) + 1)]
+
+    got = headers.measure(encode(framing), before + data, len(before), limit, direction)
+
+    assert got == expected(framing, data, limit, direction)
+
+
+@given(st.data(), limits)
+def test_a_batch_holds_as_many_messages_as_there_are_and_at_most_its_limit(
+    headers: Headers, data: st.DataObject, limit: int
+) -> None:
+    framing = data.draw(framings())
+    one = data.draw(messages(framing, Direction.REQUEST))
+    count = data.draw(st.integers(1, 100))
+
+    got = headers.measure(encode(framing), one.data * count, 0, limit, Direction.REQUEST)
+
+    assert got.messages == min(count, limit)
+    assert got.length == got.messages * len(one.data)
+    assert got.expecting == got.messages * one.wants_response
+    if one.id is not None:
+        assert got.tags == (tag(one.id),) * got.expecting
+
+
+# --- a stream, as the strparser cuts it -------------------------------------------------------------------
+
+
+class Strparser:
+    """What the kernel does with the parser: asks where a message may start, then waits until it is whole."""
+
+    def __init__(self, headers: Headers, framing: Framing, limit: int, direction: Direction) -> None:
+        self._headers, self._framing = headers, encode(framing)
+        self._limit, self._direction = limit, direction
+        self._buffer = b""
+        self._batch: Batch | None = None
+        self.reason: Reason | None = None
+
+    @property
+    def pending(self) -> int:
+        return len(self._buffer)
+
+    def feed(self, data: bytes) -> list[tuple[Batch, bytes]]:
+        """Give it bytes; returns the batches that they complete."""
+        self._buffer += data
+        batches = []
+        while self.reason is None:
+            batch = self._batch
+            if batch is None:
+                batch = self._headers.measure(self._framing, self._buffer, 0, self._limit, self._direction)
+            if batch.length < 0:
+                self.reason = REASON[-batch.length]
+                self._buffer = b""
+            elif batch.length == 0:
+                break
+            elif batch.length > len(self._buffer):
+                assert batch.messages == 1
+                self._batch = batch
+                break
+            else:
+                batches.append((batch, self._buffer[: batch.length]))
+                self._buffer = self._buffer[batch.length :]
+                self._batch = None
+        return batches
+
+
+@given(st.data(), any_framings() | framings(), limits, directions, st.lists(st.integers(0, 2000)))
+def test_however_a_stream_is_cut_both_sides_find_the_same_messages(
+    headers: Headers,
+    data: st.DataObject,
+    framing: Framing,
+    limit: int,
+    direction: Direction,
+    cuts: list[int],
+) -> None:
+    parts = any_bytes()
+    if framing.name == "random":
+        valid = messages(framing, direction).map(lambda message: message.data)
+        parts = st.lists(valid, max_size=5).map(b"".join)
+    sent = data.draw(parts) + data.draw(any_bytes() | st.just(b""))
+    strparser = Strparser(headers, framing, limit, direction)
+    framer = Framer(framing, direction)
+
+    for piece in pieces(sent, cuts):
+        found = framer.feed(piece)
+        for batch, whole in strparser.feed(piece):
+            assert 1 <= batch.messages <= limit
+            mine, found = found[: batch.messages], found[batch.messages :]
+            assert whole == b"".join(message.data for message in mine)
+            kinds = [
+                message.is_response if direction is Direction.RESPONSE else message.wants_response
+                for message in mine
+            ]
+            assert batch.expecting == sum(kinds)
+            if direction is Direction.RESPONSE:
+                assert len(set(kinds)) == 1
+            if framing.id is not None:
+                assert batch.tags == tuple(
+                    tag(message.id)
+                    for message, kind in zip(mine, kinds, strict=True)
+                    if kind and message.id is not None
+                )
+        assert not found
+        assert strparser.reason == (framer.error and framer.error.reason)
+        assert strparser.pending == framer.pending
+        if framer.error is not None:
+            return
+
+
+# --- single facts -----------------------------------------------------------------------------------------
+
+PREFIXED = PRESETS["length-prefixed"]
+DNS = PRESETS["dns"]
+
+
+def prefixed(number: int, total: int) -> bytes:
+    """A message of the framing ``length-prefixed`` with `total` bytes."""
+    return (total - 4).to_bytes(4, "big") + number.to_bytes(4, "big") + bytes(total - 8)
+
+
+def test_an_incomplete_first_message_gives_its_length(headers: Headers) -> None:
+    whole = prefixed(7, 100)
+    for size in range(8):
+        assert headers.measure(encode(PREFIXED), whole[:size], 0, 64, Direction.REQUEST) == (0, 0, 0, ())
+    for size in range(8, 101):
+        got = headers.measure(encode(PREFIXED), whole[:size], 0, 64, Direction.REQUEST)
+        assert got == (100, 1, 1, (7,))
+
+
+def test_an_incomplete_message_does_not_travel_with_those_before_it(headers: Headers) -> None:
+    data = prefixed(1, 20) + prefixed(2, 30)
+    for size in range(20, 50):
+        got = headers.measure(encode(PREFIXED), data[:size], 0, 64, Direction.REQUEST)
+        assert got == (20, 1, 1, (1,))
+    assert headers.measure(encode(PREFIXED), data, 0, 64, Direction.REQUEST) == (50, 2, 2, (1, 2))
+
+
+def test_an_error_waits_until_the_messages_before_it_are_gone(headers: Headers) -> None:
+    data = prefixed(1, 20) + (1 << 30).to_bytes(4, "big") + bytes(4)
+    framing = encode(PREFIXED)
+
+    assert headers.measure(framing, data, 0, 64, Direction.REQUEST).length == 20
+    assert headers.measure(framing, data, 20, 64, Direction.REQUEST).length == -errno.EMSGSIZE
+
+
+@pytest.mark.parametrize("value", [0, MAX_LENGTH - 8, MAX_LENGTH, MAX_LENGTH + 1, 1 << 63, (1 << 64) - 1])
+@pytest.mark.parametrize("adjust", [8 - MAX_LENGTH, 0, MAX_LENGTH])
+def test_lengths_at_the_ends_of_their_range(headers: Headers, value: int, adjust: int) -> None:
+    field = Field(0, 8)
+    framing = Framing("x", Length(field, field.ones, adjust), max_message=MAX_LENGTH, min_message=8)
+    data = value.to_bytes(8, "big")
+
+    got = headers.measure(encode(framing), data, 0, 64, Direction.REQUEST)
+
+    assert got == expected(framing, data, 64, Direction.REQUEST)
+
+
+def test_responses_and_other_messages_of_a_backend_travel_apart(headers: Headers) -> None:
+    def dns(number: int, mark: int) -> bytes:
+        return (12).to_bytes(2, "big") + number.to_bytes(2, "big") + bytes([mark]) + bytes(9)
+
+    def batches(*marks: int) -> list[int]:
+        data = b"".join(dns(number, mark) for number, mark in enumerate(marks))
+        found, offset = [], 0
+        while offset < len(data):
+            batch = headers.measure(encode(DNS), data, offset, 64, Direction.RESPONSE)
+            assert batch.expecting in (0, batch.messages)
+            found.append(batch.expecting or -batch.messages)
+            offset += batch.length
+        return found
+
+    assert batches(0x80, 0x80, 0, 0, 0, 0x80) == [2, -3, 1]
+    assert batches(0, 0x80) == [-1, 1]
+
+
+def test_the_errors_in_c_are_the_reasons_of_the_oracle() -> None:
+    text = (ROOT / "bpf/lb_framing.h").read_text(encoding="utf-8")
+    body = re.search(r"enum lb_malformed \{(.*?)\};", text, re.DOTALL)
+    assert body is not None
+    in_c = dict(re.findall(r"LB_(\w+) = -(\w+),", body[1]))
+
+    assert {name.lower(): getattr(errno, number) for name, number in in_c.items()} == ERRNO
+
+
+def test_user_space_gives_an_error_of_the_parser_its_reason() -> None:
+    labels = {number: reason.value for reason, number in ERRNO.items()}
+
+    with socket.socket() as sock:
+        assert {number: faults.malformed(sock, number) for number in labels} == labels
