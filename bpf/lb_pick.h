@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The choice: which of a client's upstreams gets its next message. */
+#ifndef LB_PICK_H
+#define LB_PICK_H
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "lb_abi.h"
+#include "lb_maps.h"
+
+enum lb_turn {
+	LB_LAG = 64 * LB_STRIDE, /* how far a backend may fall behind its turns */
+};
+
+struct lb_picking {
+	struct lb_route *route;
+	struct lb_turns *turns;
+	__u64 floor;
+	__u64 best_score, best_time;
+	__u64 weights; /* of the candidates so far */
+	__u32 balance;
+	__u32 excluded; /* a bit for each upstream */
+	__s32 best;
+};
+
+static long lb_pick_step(__u32 i, void *context)
+{
+	struct lb_picking *p = context;
+	struct lb_upstream *upstream = &p->route->upstreams[i & (LB_MAX_UPSTREAMS - 1)];
+	__u32 number = upstream->backend;
+	struct lb_backend *backend;
+	__u64 score = 0, time;
+
+	if (!upstream->generation || p->excluded & (1U << (i & 31)))
+		return 0;
+	backend = bpf_map_lookup_elem(&lb_backends, &number);
+	if (!backend || !backend->weight)
+		return 0;
+	time = p->turns->times[number & (LB_MAX_BACKENDS - 1)];
+	if (time < p->floor)
+		time = p->floor;
+	if (p->balance == LB_RANDOM) {
+		/* Each candidate replaces the earlier ones with its share. */
+		p->weights += backend->weight;
+		if (bpf_get_prandom_u32() % p->weights >= backend->weight)
+			return 0;
+	} else {
+		if (p->balance == LB_LEAST_OUTSTANDING)
+			score = (backend->sent - backend->answered - backend->written_off + 1) *
+				backend->stride;
+		if (p->best >= 0 &&
+		    (score > p->best_score || (score == p->best_score && time >= p->best_time)))
+			return 0;
+	}
+	p->best = i;
+	p->best_score = score;
+	p->best_time = time;
+	return 0;
+}
+
+/* Index in the client's route of who gets its next message, or -1. */
+static __always_inline int lb_pick(struct lb_slot *client, struct lb_route *route,
+				   struct lb_turns *turns, __u32 excluded)
+{
+	struct lb_pool *pool = bpf_map_lookup_elem(&lb_pools, &client->pool);
+	struct lb_picking picking = {
+		.route = route,
+		.turns = turns,
+		.floor = turns->floor[client->pool & (LB_MAX_POOLS - 1)],
+		.excluded = excluded,
+		.best = -1,
+	};
+
+	if (!pool)
+		return -1;
+	/* A backend without turns for a while must not get them all at once. */
+	picking.floor = picking.floor > LB_LAG ? picking.floor - LB_LAG : 0;
+	picking.balance = pool->balance;
+	bpf_loop(LB_MAX_UPSTREAMS, lb_pick_step, &picking, 0);
+	return picking.best;
+}
+
+/* Charges a backend for the messages that it gets. */
+static __always_inline void lb_charge(struct lb_turns *turns, __u32 number, __u32 stride,
+				      __u32 pool, __u32 messages)
+{
+	__u64 *time = &turns->times[number & (LB_MAX_BACKENDS - 1)];
+	__u64 *floor = &turns->floor[pool & (LB_MAX_POOLS - 1)];
+
+	if (*floor > LB_LAG && *time < *floor - LB_LAG)
+		*time = *floor - LB_LAG;
+	if (*time > *floor)
+		*floor = *time;
+	*time += (__u64)messages * stride;
+}
+
+#endif
