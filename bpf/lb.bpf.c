@@ -16,6 +16,8 @@
  *    and one send then carry them all (lb_measure).
  *  - The parser must not change the packet, and reads by bpf_skb_load_bytes:
  *    the linear part is often empty.
+ *  - The strparser waits for the rest of some messages without a time limit if it
+ *    is told their length early (lb_untimed).
  *  - Redirecting to a dead socket reports success and loses the data, and a
  *    missing key makes the helper return SK_DROP: the verdict looks at the
  *    destination's TCP state and never returns the helper's SK_DROP.
@@ -35,6 +37,7 @@
 #include "lb_pick.h"
 #include "lb_position.h"
 #include "lb_slot.h"
+#include "lb_timer.h"
 
 #define LB_STREAM struct __sk_buff
 
@@ -81,6 +84,9 @@ int lb_parser(struct __sk_buff *skb)
 	batch = lb_measure(&measuring);
 	slot->batched = batch.messages;
 	slot->expecting = batch.expecting;
+	/* 0, "the header is incomplete", always starts the timer. */
+	if (batch.length > (__s64)measuring.available && lb_untimed(skb, batch.length))
+		return 0;
 	return batch.length;
 }
 

@@ -9,7 +9,7 @@ import logging
 import resource
 import signal
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import uvloop
@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 # Descriptors that are not connections: maps, programs, listeners, the admin address, logs.
 _RESERVED_DESCRIPTORS = 128
 _FEWEST_CONNECTIONS = 64
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 def run(settings: config.Config, source: Path) -> None:
@@ -45,6 +46,8 @@ def run(settings: config.Config, source: Path) -> None:
         _log.info("%s", privileges.drop(settings.runtime.user))
         selftest.require(plane)
         uvloop.run(_serve(settings, source, plane, bound, admin_socket))
+        # This is the last thread. Python gives the handlers back before it ends: one more signal would kill.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
 
 
 def sizes(settings: config.Config, connections: int) -> Sizes:
@@ -118,18 +121,7 @@ async def _serve(
     serving = asyncio.current_task()
     assert serving is not None
 
-    def on_signal(number: signal.Signals) -> None:
-        if stop.is_set() or number is signal.SIGINT:
-            if not serving.cancelling():  # again, it would cut the orderly end short
-                _log.info("%s: closing at once", number.name)
-                serving.cancel()
-        else:
-            _log.info("%s: draining; once more closes at once", number.name)
-            stop.set()
-
-    # Not the loop's handlers: it gives them back before the process ends, and one more signal would kill it.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: loop.call_soon_threadsafe(on_signal, signal.Signals(number)))
+    _listen_to_signals(stop, serving)
     # Its default action would end the process.
     loop.add_signal_handler(signal.SIGHUP, _log.warning, "SIGHUP: this version cannot reload; restart it")
     try:
@@ -153,7 +145,25 @@ async def _serve(
         if not stop.is_set() and serving.cancelling() == 0:
             raise
     finally:
-        await admin.stop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+        with suppress(asyncio.CancelledError):  # one more signal: it need not be orderly
+            await admin.stop()
+        for number in _ENDING:
+            signal.signal(number, lambda *_: None)
     _log.info("stopped")
+
+
+def _listen_to_signals(stop: asyncio.Event, serving: asyncio.Task[None]) -> None:
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set() or number is signal.SIGINT:
+            if not serving.cancelling():  # again, it would cut the orderly end short
+                _log.info("%s: closing at once", number.name)
+                serving.cancel()
+        else:
+            _log.info("%s: draining; once more closes at once", number.name)
+            stop.set()
+
+    # Not the loop's handlers, which it gives back when it closes.
+    for number in _ENDING:
+        signal.signal(number, lambda number, _: loop.call_soon_threadsafe(on_signal, signal.Signals(number)))

@@ -52,6 +52,12 @@ works: SIZExCONNECTIONSxDEPTH, the size in bytes with its 8 of header, the depth
 """
 
 
+_LEGEND = """
+RATE: messages a second, median of the rounds; LOWEST, HIGHEST: of a round; RATIO: to the first sockmap-lb,
+median of the rounds' ratios; p50, p99, p99.9: microseconds, medians; PROCESS, MACHINE: processor time,
+microseconds a message; UNSENT: messages that were due and could not be sent, with --rate"""
+
+
 class Target(Protocol):
     """What stands between load and backends."""
 
@@ -84,6 +90,7 @@ class Run:
     latency_us: dict[str, float]
     process_cpu_us: float
     machine_cpu_us: float
+    others: float  # processes that wanted a CPU when it started: the load average of the last minute
 
 
 def main() -> int:
@@ -96,14 +103,13 @@ def main() -> int:
     except ProgramError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    machine = _machine()
+    machine = _machine() | {
+        "load average": " to ".join(f"{pick(run.others for run in runs):.1f}" for pick in (min, max))
+    }
     print(f"\n{', '.join(f'{key} {value}' for key, value in machine.items())}")
     for work in options.works:
         print(f"\n{work}\n{_table(work, options.targets, runs)}")
-    print(
-        "\nRATE: messages a second, median of the rounds; LOWEST, HIGHEST: of a round; RATIO: of the rates;"
-    )
-    print("p50, p99, p99.9: microseconds, medians; PROCESS, MACHINE: processor time, microseconds a message.")
+    print(_LEGEND)
     for note in notes:
         print(note)
     if options.json is not None:
@@ -233,6 +239,7 @@ def _run(
         arguments.append(f"--rate={options.rate}")
     if options.congestion is not None:
         arguments.append(f"--congestion={options.congestion}")
+    others = os.getloadavg()[0]
     process = cpu_seconds(target.pid) if target else 0.0
     machine = machine_cpu_seconds()
     addresses = [target.target] if target else list(backends.addresses.values())
@@ -247,6 +254,7 @@ def _run(
         latency_us=result.latency_us,
         process_cpu_us=(cpu_seconds(target.pid) - process) * scale if target else 0.0,
         machine_cpu_us=(machine_cpu_seconds() - machine) * scale,
+        others=others,
     )
 
 
@@ -258,20 +266,19 @@ def _spread(admin: str) -> str:
 
 def _table(work: Work, targets: Sequence[str], runs: Sequence[Run]) -> str:
     chosen = {name: [run for run in runs if run.work == work and run.target == name] for name in targets}
-    medians = {name: statistics.median(run.rate for run in chosen[name]) for name in targets}
-    base = medians[next((name for name in targets if name.startswith("sockmap-lb")), targets[0])]
+    base = chosen[next((name for name in targets if name.startswith("sockmap-lb")), targets[0])]
     headings = ("TARGET", "RATE", "LOWEST", "HIGHEST", "RATIO", "p50", "p99", "p99.9", "PROCESS", "MACHINE")
     return render((*headings, "UNSENT"), [_row(name, chosen[name], base) for name in targets])
 
 
-def _row(name: str, runs: Sequence[Run], base: float) -> Sequence[object]:
+def _row(name: str, runs: Sequence[Run], base: Sequence[Run]) -> Sequence[object]:
     rates = [run.rate for run in runs]
     return (
         name,
         round(statistics.median(rates)),
         round(min(rates)),
         round(max(rates)),
-        round(statistics.median(rates) / base, 2) if base else 0.0,
+        round(statistics.median(_ratios(runs, base)), 2),
         *(
             round(statistics.median(run.latency_us[share] for run in runs))
             for share in ("p50", "p99", "p99.9")
@@ -280,6 +287,11 @@ def _row(name: str, runs: Sequence[Run], base: float) -> Sequence[object]:
         round(statistics.median(run.machine_cpu_us for run in runs), 2),
         sum(run.unsent for run in runs),
     )
+
+
+def _ratios(runs: Sequence[Run], base: Sequence[Run]) -> list[float]:
+    # Within a round: what else the machine did then slowed both.
+    return [run.rate / other.rate if other.rate else 0.0 for run, other in zip(runs, base, strict=True)]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from lb.framing import PRESETS, Direction, Framer, Framing, Message
 from tests.e2e.messages import message
 from tests.e2e.namespaces import Endpoint, Namespace
-from tests.e2e.polling import LIMIT
+from tests.e2e.polling import LIMIT, eventually
 
 T = TypeVar("T")
 Respond = Callable[["Backend", Message], bytes | None]
@@ -146,6 +146,13 @@ class Backend:
     def say(self, data: bytes) -> None:
         """Send bytes on every connection, asked or not."""
         self._do(self._each(lambda connection: connection.transport.write(data)))
+
+    def settle(self) -> None:
+        """Wait until nothing is left of connections that their peers have closed."""
+        for _ in range(5):  # those that are to be accepted, and then made
+            self._do(asyncio.sleep(0))
+        eventually(lambda: not self.connections, what="all connections are closed")
+        self._do(asyncio.sleep(0))
 
     def close(self) -> None:
         """Stop to listen and close everything; errors in the backend's own code come out here."""

@@ -26,7 +26,8 @@ Tree = dict[str, Any]
 PREFIX = "sockmap_lb_"
 # What no log of a healthy balancer has.
 _WRONG = re.compile(r"Traceback|because of a bug| ERROR | CRITICAL |never awaited|never retrieved")
-_SLACK = 5.0  # seconds between the end of the drain and that of the process, on a busy machine
+_START = 30.0  # seconds: the imports of Python alone take several where others keep the machine busy
+_SLACK = 10.0  # seconds between the end of the drain and that of the process, on a busy machine
 
 
 def configuration(
@@ -138,12 +139,15 @@ class Balancer:
         self.process = Process([*SOCKMAP_LB, "run", "-c", str(path)], where)
         try:
             for listener in tree["listeners"]:
-                found = self.process.stderr.wait_for(rf" listener {listener['name']}: (\S+),")
-                self.listeners[listener["name"]] = read_endpoint(found[1])
-            self.admin = read_endpoint(self.process.stderr.wait_for(r" admin: http://(\S+)")[1])
+                found = self._started(rf" listener {listener['name']}: (\S+),")
+                self.listeners[listener["name"]] = read_endpoint(found)
+            self.admin = read_endpoint(self._started(r" admin: http://(\S+)"))
         except BaseException:
             self.process.close()
             raise
+
+    def _started(self, pattern: str) -> str:
+        return self.process.stderr.wait_for(pattern, limit=_START)[1]
 
     @property
     def pid(self) -> int:

@@ -58,5 +58,10 @@ class Lab:
 
     def serve(self, backends: Sequence[Backend | Endpoint], **settings: Any) -> Balancer:
         """A balancer with all of these backends up."""
+        return self.balancer(self.tree(backends, **settings)).wait_ready()
+
+    @staticmethod
+    def tree(backends: Sequence[Backend | Endpoint], **settings: Any) -> Tree:
+        """See :func:`configuration`."""
         endpoints = [entry.endpoint if isinstance(entry, Backend) else entry for entry in backends]
-        return self.balancer(configuration(endpoints, **settings)).wait_ready()
+        return configuration(endpoints, **settings)

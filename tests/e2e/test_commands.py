@@ -4,6 +4,7 @@ import json
 import pwd
 import re
 from pathlib import Path
+from signal import Signals
 
 import pytest
 
@@ -194,6 +195,25 @@ class TestStatus:
         command = f"{' '.join(SOCKMAP_LB)} status --json --admin {show(balancer.admin)} | true"
         done = lab.run("bash", "-c", command)
         assert "Traceback" not in done.err
+
+
+class TestRun:
+    def test_logs_for_machines(self, lab: Lab, written: Path) -> None:
+        written.write_text(dump(configuration([lab.backend().endpoint])), encoding="utf-8")
+        balancer = lab.start(*SOCKMAP_LB, "run", "-c", str(written), "--log-format", "json")
+        balancer.stderr.wait_for('"message": "admin: http://')
+        balancer.signal(Signals.SIGTERM)
+        assert balancer.wait() == 0
+        lines = [json.loads(line) for line in balancer.stderr.text.splitlines()]
+        assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+        assert lines[-1]["message"] == "stopped"
+
+    def test_sighup_does_not_end_it(self, lab: Lab) -> None:
+        balancer = lab.serve([lab.backend()])
+        client = balancer.connect()
+        balancer.process.signal(Signals.SIGHUP)
+        balancer.process.stderr.wait_for("SIGHUP")
+        assert client.ask(message(1))
 
 
 class TestDemo:

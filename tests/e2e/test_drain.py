@@ -136,11 +136,12 @@ def test_at_once(lab: Lab, first: Signals | None, second: Signals) -> None:
 
 
 @pytest.mark.parametrize("number", [Signals.SIGTERM, Signals.SIGINT])
-def test_signals_until_the_end(lab: Lab, number: Signals) -> None:
+@pytest.mark.parametrize("clients", [0, 3])
+def test_signals_until_the_end(lab: Lab, number: Signals, clients: int) -> None:
     """Somebody is impatient: none of the signals finds a moment in which it kills."""
     balancer = lab.serve([lab.backend()])
-    client = balancer.connect()
-    assert client.ask(message(1))
+    for _ in range(clients):
+        assert balancer.connect().ask(message(1))
     while balancer.process.running:
         balancer.process.signal(number)
     assert balancer.wait().code == 0

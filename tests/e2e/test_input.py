@@ -72,6 +72,9 @@ class Mixed:
 def _mixed(shared: Mixed) -> Iterator[Mixed]:
     yield shared
     shared.balancer.close_clients()
+    eventually_equal(lambda: shared.balancer.metrics().value("backend_connections"), 0)
+    for backend in shared.backends.values():
+        backend.settle()
 
 
 @pytest.fixture(scope="module")

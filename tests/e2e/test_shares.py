@@ -72,9 +72,10 @@ class TestLeastOutstanding:
     """Shares follow the backends' speed, so only their order is certain."""
 
     @WEIGHTS
-    def test_backends_that_answer_at_once(self, lab: Lab, weights: tuple[int, ...]) -> None:
+    @pytest.mark.parametrize("batch", [1, 64])
+    def test_backends_that_answer_at_once(self, lab: Lab, weights: tuple[int, ...], batch: int) -> None:
         """Equally fast ones: nobody is left out, and ties go by weight."""
-        _, shares = spread(lab, weights, "least_outstanding", batch=1)
+        _, shares = spread(lab, weights, "least_outstanding", batch=batch)
         assert min(shares) > 0.25
 
     def test_a_slow_backend_gets_less(self, lab: Lab) -> None:
