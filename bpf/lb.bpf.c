@@ -32,6 +32,7 @@
 
 #include "lb_abi.h"
 #include "lb_count.h"
+#include "lb_loop.h"
 #include "lb_maps.h"
 #include "lb_marks.h"
 #include "lb_pick.h"
@@ -56,7 +57,15 @@ static __always_inline void lb_loop(__u32 n, long (*step)(__u32, void *), void *
 SEC("sk_skb/stream_parser")
 int lb_parser(struct __sk_buff *skb)
 {
-	struct lb_measuring measuring = { .stream = skb };
+	struct lb_measuring measuring = {
+		.stream = skb,
+		.total = lb_unknown(0),
+		.batch = {
+			.length = lb_unknown(0),
+			.messages = lb_unknown(0),
+			.expecting = lb_unknown(0),
+		},
+	};
 	struct lb_position position;
 	struct lb_framing *framing;
 	struct lb_marks *marks;
@@ -145,7 +154,11 @@ static long lb_choose_step(__u32 i, void *context)
 static __always_inline int lb_request(struct __sk_buff *skb, struct lb_slot *client,
 				      __u32 client_number, __u32 bytes)
 {
-	struct lb_choosing choosing = { .skb = skb, .client = client };
+	struct lb_choosing choosing = {
+		.skb = skb,
+		.client = client,
+		.excluded = lb_unknown(0),
+	};
 	struct lb_framing *framing = bpf_map_lookup_elem(&lb_framings, &client->framing);
 	struct lb_marks *marks = bpf_map_lookup_elem(&lb_marks, &client_number);
 	struct lb_route *route = bpf_map_lookup_elem(&lb_routes, &client_number);

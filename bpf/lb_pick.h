@@ -7,6 +7,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "lb_abi.h"
+#include "lb_loop.h"
 #include "lb_maps.h"
 
 enum lb_turn {
@@ -68,8 +69,11 @@ static __always_inline int lb_pick(struct lb_slot *client, struct lb_route *rout
 		.route = route,
 		.turns = turns,
 		.floor = turns->floor[client->pool & (LB_MAX_POOLS - 1)],
+		.best_score = lb_unknown(0),
+		.best_time = lb_unknown(0),
+		.weights = lb_unknown(0),
 		.excluded = excluded,
-		.best = -1,
+		.best = lb_unknown(-1),
 	};
 
 	if (!pool)

@@ -46,8 +46,6 @@ def run(settings: config.Config, source: Path) -> None:
         _log.info("%s", privileges.drop(settings.runtime.user))
         selftest.require(plane)
         uvloop.run(_serve(settings, source, plane, bound, admin_socket))
-        # This is the last thread. Python gives the handlers back before it ends: one more signal would kill.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
 
 
 def sizes(settings: config.Config, connections: int) -> Sizes:
@@ -147,8 +145,9 @@ async def _serve(
     finally:
         with suppress(asyncio.CancelledError):  # one more signal: it need not be orderly
             await admin.stop()
+        # Python and the loop give handlers back before the process ends: one more signal would kill it.
         for number in _ENDING:
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, signal.SIG_IGN)
     _log.info("stopped")
 
 
@@ -164,6 +163,6 @@ def _listen_to_signals(stop: asyncio.Event, serving: asyncio.Task[None]) -> None
             _log.info("%s: draining; once more closes at once", number.name)
             stop.set()
 
-    # Not the loop's handlers, which it gives back when it closes.
+    # Not as handlers of the loop, between whose end and ours signals have their default action.
     for number in _ENDING:
         signal.signal(number, lambda number, _: loop.call_soon_threadsafe(on_signal, signal.Signals(number)))

@@ -36,8 +36,8 @@ class SlotTable:
 
     @property
     def in_use(self) -> int:
-        """Slots that are neither free nor waiting to be reclaimed."""
-        return self.size - len(self._free) - len(self._retired)
+        """Slots that nobody can have now; those that wait to be reclaimed are among them."""
+        return self.size - len(self._free)
 
     def acquire(self) -> SlotRef:
         """A slot of one's own, in a new generation (never 0).

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TypedDict
 
@@ -116,8 +117,8 @@ class Status:
             pool=listening.config.pool,
             clients=len(listening.clients),
             accepted=listening.accepted,
-            refused=dict(listening.refused),
-            protocol_errors=dict(listening.protocol_errors),
+            refused=_seen(listening.refused),
+            protocol_errors=_seen(listening.protocol_errors),
         )
 
     def _pool(self, pool: Pool) -> PoolStatus:
@@ -147,3 +148,7 @@ class Status:
             responses=sum(row.responses for row in rows),
             connect_failures=dict(backend.connect_failures),
         )
+
+
+def _seen(counts: Counter[str]) -> dict[str, int]:
+    return {reason: count for reason, count in counts.items() if count}

@@ -10,7 +10,7 @@ def main(options: argparse.Namespace) -> int:
     settings = config.load(options.file)
     backends = sum(len(pool.backends) for pool in settings.pools)
     print(
-        f"{options.file}: fine: {len(settings.listeners)} listeners, {len(settings.pools)} pools,"
-        f" {backends} backends"
+        f"{options.file}: fine: listeners: {len(settings.listeners)}, pools: {len(settings.pools)},"
+        f" backends: {backends}"
     )
     return 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lb import config
 from lb.backends import Backend
 from lb.dataplane import DataPlane, Policy
+from lb.server import faults
 from lb.server.poller import Poller
 from lb.server.quiescence import Quiescence
 
@@ -68,6 +69,15 @@ class Pool:
     clients: set["Client"] = field(default_factory=set)
 
 
+def _no_refusals() -> Counter[str]:
+    return Counter(max_connections=0, no_backend=0)
+
+
+def _no_errors() -> Counter[str]:
+    reasons = faults.MALFORMED.values()
+    return Counter(dict.fromkeys([*reasons, *(f"backend_{reason}" for reason in reasons)], 0))
+
+
 @dataclass(slots=True, eq=False)
 class Listening:
     """What a listener's clients need of it, and what they tell it."""
@@ -80,8 +90,9 @@ class Listening:
     clients: set["Client"] = field(default_factory=set)
     accepted: int = 0
     relayed: dict[int, Relayed] = field(default_factory=dict)  # by index of the backend
-    refused: Counter[str] = field(default_factory=Counter)
-    protocol_errors: Counter[str] = field(default_factory=Counter)
+    # Reasons that are known beforehand are there from the start: a rate needs a first value.
+    refused: Counter[str] = field(default_factory=_no_refusals)
+    protocol_errors: Counter[str] = field(default_factory=_no_errors)
 
     @property
     def timeouts(self) -> "Timeouts":

@@ -14,7 +14,7 @@ from lb.dataplane import sockets
 # The peer sent FIN; EPOLLHUP joins in when we did too.
 PEER_ENDED = select.EPOLLRDHUP | select.EPOLLHUP
 
-_MALFORMED = {
+MALFORMED = {
     errno.EBADMSG: "too_short",
     errno.EMSGSIZE: "oversize",
     errno.EPROTO: "bad_magic",
@@ -32,7 +32,7 @@ def malformed(sock: socket.socket, code: int) -> str | None:
     """What was wrong with the stream, as in the label of a metric, if that is what the error means."""
     if code == errno.ETIMEDOUT and sockets.tcp_state(sock) == sockets.TCP_CLOSE:
         return None  # the peer stopped to acknowledge; the strparser's time-out leaves the connection open
-    return _MALFORMED.get(code)
+    return MALFORMED.get(code)
 
 
 def send_fin(sock: socket.socket) -> None:

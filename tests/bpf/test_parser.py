@@ -227,7 +227,7 @@ def test_half_a_message_times_out(rig: Rig, size: int, sent: int) -> None:
     assert client.mapped.undecided == sent
 
 
-@pytest.mark.parametrize("sent", [1, 15])
+@pytest.mark.parametrize("sent", [1, 8, 15])
 @pytest.mark.parametrize("size", [16, 24, 5000])
 @pytest.mark.parametrize("first", [16, 5000])
 def test_half_a_message_behind_a_whole_one_times_out(rig: Rig, first: int, size: int, sent: int) -> None:

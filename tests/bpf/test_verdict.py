@@ -1,5 +1,6 @@
 """Where the verdict sends the messages of real sockets: each test is one fact that the product leans on."""
 
+import errno
 import os
 import socket
 import time
@@ -21,6 +22,7 @@ from tests.bpf.rig import (
     RESPONSE,
     WITHOUT_ID,
     Rig,
+    error_of,
     expect,
     kill,
     marked,
@@ -69,6 +71,17 @@ def test_a_response_to_an_earlier_life_of_a_clients_slot_is_dropped(rig: Rig) ->
     until_equal(lambda: rig.counted(Counter.DROPPED_CLIENT_GONE), 2)
     assert stranger.redirected_bytes == 0
     assert upstream.mapped.passed_messages == 0
+
+
+def test_a_source_whose_slot_moved_on_is_cut_off(rig: Rig) -> None:
+    """Between the two steps of a removal the socket still runs the programs."""
+    client = rig.client(rig.policy(), rig.backend())
+    rig.plane._slots[client.ref.number].generation += 1
+
+    client.far.sendall(message(1))
+
+    assert error_of(client.near) == errno.ENOENT
+    assert client.upstreams[0].redirected_bytes == 0
 
 
 def test_a_response_before_its_client_is_mapped_is_dropped(rig: Rig) -> None:
@@ -179,6 +192,33 @@ def test_round_robin_is_fair_over_all_clients_of_a_pool(rig: Rig) -> None:
     until_equal(lambda: [backend.requests for backend in backends], [3, 3, 3, 3])
 
 
+def test_round_robin_charges_for_every_message_of_a_batch(rig: Rig) -> None:
+    client = rig.client(rig.policy(), rig.backend(), rig.backend())
+
+    with one_cpu():
+        client.far.sendall(prefixed(range(3)))
+        expect(client.upstreams[0].far, prefixed(range(3)))
+        for number in range(3, 6):
+            client.far.sendall(message(number))
+            expect(client.upstreams[1].far, message(number))
+
+
+def test_a_backend_that_comes_late_gets_a_lead_and_not_everything(rig: Rig) -> None:
+    """Its lead is LB_LAG, 64 messages at weight 1; then the turns alternate."""
+    old, new = rig.backend(), rig.backend()
+    policy = rig.policy(batch=1)
+    client = rig.client(policy, old)
+    with one_cpu():
+        client.far.sendall(prefixed(range(300)))
+        take(client, range(300))
+        client.upstreams.append(rig.upstream(client, policy, new))
+
+        client.far.sendall(prefixed(range(200)))
+
+    until_equal(lambda: old.requests + new.requests, 500)
+    assert abs(new.requests - (64 + (200 - 64) // 2)) <= 2
+
+
 def test_least_outstanding_prefers_who_answered(rig: Rig) -> None:
     backends = [rig.backend(), rig.backend(), rig.backend()]
     client = rig.client(rig.policy(balance=Balance.LEAST_OUTSTANDING), *backends)
@@ -208,6 +248,23 @@ def test_least_outstanding_counts_what_other_clients_wait_for(rig: Rig) -> None:
     for number in range(5):
         second.far.sendall(message(number))
         expect(second.upstreams[1].far, message(number))
+
+
+def test_least_outstanding_forgets_what_was_written_off(rig: Rig) -> None:
+    restarted, busy = rig.backend(), rig.backend()
+    policy = rig.policy(balance=Balance.LEAST_OUTSTANDING)
+    first, second = rig.client(policy, restarted), rig.client(policy, busy)
+    first.far.sendall(prefixed(range(5)))
+    take(first, range(5))
+    second.far.sendall(message(0))
+    take(second, [0])
+    first.upstreams[0].remove()
+    rig.reclaim()
+
+    client = rig.client(policy, restarted, busy)
+    client.far.sendall(message(1))
+
+    take(client, [1], [])
 
 
 def test_least_outstanding_respects_weights(rig: Rig) -> None:
@@ -451,6 +508,21 @@ def test_each_response_is_timed(rig: Rig, framing: Framing, order: str) -> None:
 
     assert sum(durations.buckets) == rounds * depth
     assert 0 < durations.sum < rounds * depth * elapsed
+
+
+@pytest.mark.parametrize(("framing", "timed"), [(PREFIXED, 0), (FIFO, 1)], ids=["any", "fifo"])
+def test_an_answer_is_told_by_its_id_only_if_the_order_does_not_tell(
+    rig: Rig, framing: Framing, timed: int
+) -> None:
+    backend = rig.backend()
+    client = rig.client(rig.policy(framing), backend)
+    client.far.sendall(message(1))
+    expect(client.upstreams[0].far, message(1))
+
+    client.upstreams[0].far.sendall(message(2))
+    expect(client.far, message(2))
+
+    assert sum(rig.plane.counters.durations(backend.index).buckets) == timed
 
 
 def test_a_duration_is_the_time_that_the_backend_took(rig: Rig) -> None:

@@ -121,6 +121,10 @@ class Metrics:
         names = {sample.labels[label] for sample in self.samples if sample.name == PREFIX + name}
         return {value: self.value(name, **labels, **{label: value}) for value in sorted(names)}
 
+    def seen(self, label: str, name: str, **labels: str) -> dict[str, float]:
+        """The values of a metric by one of its labels, but for those that are 0."""
+        return {value: amount for value, amount in self.by(label, name, **labels).items() if amount}
+
 
 class Balancer:
     """A balancer that listens. Closing it is a test of its own: see :meth:`close`."""

@@ -83,8 +83,8 @@ def test_metrics(lab: Lab, need: Callable[..., None]) -> None:
     assert metrics.by("backend", "backend_outstanding_messages") == {"a": 0, "b": 6, "c": 0}
     assert metrics.by("backend", "backend_up") == {"a": 1, "b": 1, "c": 0}
     assert metrics.by("backend", "backend_weight") == {"a": 1, "b": 2, "c": 0}
-    assert metrics.by("reason", "protocol_errors_total", listener="rpc") == {"oversize": 1}
-    assert metrics.by("reason", "refused_connections_total", listener="rpc") == {"max_connections": 1}
+    assert metrics.seen("reason", "protocol_errors_total", listener="rpc") == {"oversize": 1}
+    assert metrics.seen("reason", "refused_connections_total", listener="rpc") == {"max_connections": 1}
     assert metrics.value("client_connections_total") == len(clients) + 1
     assert metrics.value("backend_connect_failures_total", backend="c", reason="refused") >= 1
     assert metrics.value("message_duration_seconds_count", backend="a") == 3

@@ -65,7 +65,7 @@ pools:
     def test_check_of_a_good_file(self, lab: Lab, written: Path) -> None:
         written.write_text(dump(configuration([NOBODY_THERE])), encoding="utf-8")
         assert lab.run(*SOCKMAP_LB, "check", str(written)) == Done(
-            0, f"{written}: fine: 1 listeners, 1 pools, 1 backends", ""
+            0, f"{written}: fine: listeners: 1, pools: 1, backends: 1", ""
         )
 
 

@@ -144,6 +144,7 @@ def test_signals_until_the_end(lab: Lab, number: Signals, clients: int) -> None:
         assert balancer.connect().ask(message(1))
     while balancer.process.running:
         balancer.process.signal(number)
+        time.sleep(0.002)
     assert balancer.wait().code == 0
 
 

@@ -56,7 +56,7 @@ class Mixed:
         return [asked.id for asked in list(self.backends[protocol].received)]
 
     def errors(self, protocol: str) -> dict[str, float]:
-        return self.balancer.metrics().by("reason", "protocol_errors_total", listener=protocol)
+        return self.balancer.metrics().seen("reason", "protocol_errors_total", listener=protocol)
 
     def wait_one_more(self, protocol: str, reason: str, before: dict[str, float]) -> None:
         """Wait until exactly one error was counted, for this reason."""
@@ -152,7 +152,9 @@ def serve(lab: Lab, **settings: Any) -> tuple[Backend, Balancer]:
 
 
 def wait_errors(balancer: Balancer, errors: dict[str, int]) -> None:
-    eventually_equal(lambda: balancer.metrics().by("reason", "protocol_errors_total", listener="rpc"), errors)
+    eventually_equal(
+        lambda: balancer.metrics().seen("reason", "protocol_errors_total", listener="rpc"), errors
+    )
 
 
 class TestHalfMessages:

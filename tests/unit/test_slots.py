@@ -77,12 +77,13 @@ class Lives(RuleBasedStateMachine):
     @rule()
     def reclaim(self) -> None:
         taken = self.table.take_retired()
+        self.counts()
         self.table.reclaim(taken)
         self.retired -= len(taken)
 
     @invariant()
     def counts(self) -> None:
-        assert self.table.in_use == len(self.alive)
+        assert self.table.in_use == len(self.alive) + self.retired
 
 
 TestLives = Lives.TestCase
