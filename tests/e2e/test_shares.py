@@ -1,5 +1,6 @@
 """Who gets how many messages of one connection."""
 
+import logging
 import math
 
 import pytest
@@ -9,6 +10,8 @@ from tests.e2e.lab import Lab
 from tests.e2e.load import pipeline
 from tests.e2e.messages import message, read_answer
 from tests.e2e.polling import eventually_equal
+
+log = logging.getLogger(__name__)
 
 MESSAGES = 30_000
 DEPTH = 256
@@ -27,9 +30,11 @@ def spread(
     counts = metrics.by("backend", "messages_total")
     assert sum(counts.values()) == MESSAGES
     assert metrics.value("datapath_messages_total", path="userspace") == 0
-    return balancer, [
+    shares = [
         counts[name] / MESSAGES / (weight / sum(weights)) for name, weight in zip("abc", weights, strict=True)
     ]
+    log.info("%s %s %s: %s, relative to the weights %s", balance, weights, settings, counts, shares)
+    return balancer, shares
 
 
 WEIGHTS = pytest.mark.parametrize("weights", [(1, 1, 1), (1, 2, 3)], ids=str)

@@ -1,5 +1,6 @@
 """While the kernel carries messages, the process does not touch one of them."""
 
+import logging
 import re
 from collections.abc import Callable
 from signal import Signals
@@ -7,6 +8,8 @@ from signal import Signals
 from tests.e2e.lab import Lab
 from tests.e2e.load import Pipeline, pipelines
 from tests.e2e.messages import message
+
+log = logging.getLogger(__name__)
 
 CONNECTIONS = 16
 EACH = 2000
@@ -43,6 +46,7 @@ def test_no_message_enters_the_process(lab: Lab, need: Callable[..., None]) -> N
     assert after.value("responses_total") - before.value("responses_total") == CONNECTIONS * EACH
     assert after.value("datapath_messages_total", path="userspace") == 0
     calls = read_summary(trace.read_text(encoding="ascii"))
+    log.info("system calls while %d messages moved: %s", MOVED, calls)
     transfers = {name: count for name, count in calls.items() if TRANSFERS.fullmatch(name)}
     # The event loop wakes itself by reading and writing an eventfd; sockets it does not even look at.
     assert not transfers.keys() - {"read", "write"}, calls
