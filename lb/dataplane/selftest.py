@@ -19,6 +19,7 @@ from lb.dataplane.plane import DataPlane, MappedSocket, Policy
 from lb.framing import PRESETS
 
 _LIMIT = 2.0  # seconds that any step may take
+_MANY = 64  # messages: more than what the checks before may have charged one backend
 _FRAMING = PRESETS["length-prefixed"]
 
 
@@ -43,21 +44,33 @@ class _Pairs:
     """A client and a backend, each joined to the data plane by a loopback connection."""
 
     def __init__(
-        self, plane: DataPlane, policy: Policy, backend: int, traffic: int, stack: ExitStack
+        self, plane: DataPlane, policy: Policy, backends: list[int], traffic: int, stack: ExitStack
     ) -> None:
         self._plane = plane
         self._policy = policy
+        self._traffic = traffic
         self._stack = stack
         self.client, self._near = _pair(stack)
-        self.backend, self._up = _pair(stack)
         self._client_ref = plane.reserve()
-        upstream_ref = plane.reserve()
         self._mapped_client: MappedSocket | None = None
-        self._upstream = plane.insert_upstream(
-            upstream_ref, self._up, policy, client=self._client_ref, backend=backend, traffic=traffic
-        )
+        self.upstreams: list[MappedSocket] = []
         stack.callback(self._remove)
-        self.place = plane.route(self._client_ref, upstream_ref, backend)
+        self.backend, self._place = self._connect(backends[0])
+        self._spare = backends[1]
+
+    def connect_second(self) -> None:
+        """Gives the client another backend."""
+        self._connect(self._spare)
+
+    def _connect(self, backend: int) -> tuple[socket.socket, int]:
+        far, near = _pair(self._stack)
+        ref = self._plane.reserve()
+        upstream = self._plane.insert_upstream(
+            ref, near, self._policy, client=self._client_ref, backend=backend, traffic=self._traffic
+        )
+        self._stack.callback(self._plane.remove, upstream)
+        self.upstreams.append(upstream)
+        return far, self._plane.route(self._client_ref, ref, backend)
 
     def insert_client(self) -> MappedSocket:
         self._mapped_client = self._plane.insert_client(self._client_ref, self._near, self._policy)
@@ -65,14 +78,13 @@ class _Pairs:
 
     def cut(self) -> None:
         """Leaves the client without an upstream."""
-        self._plane.unroute(self._client_ref, self.place)
+        self._plane.unroute(self._client_ref, self._place)
 
     def near(self) -> socket.socket:
         """The mapped end of the client's connection."""
         return self._near
 
     def _remove(self) -> None:
-        self._plane.remove(self._upstream)
         if self._mapped_client is not None:
             self._plane.remove(self._mapped_client)
         else:
@@ -153,6 +165,18 @@ def _pass(pairs: _Pairs) -> None:
     _expect(near, message(1) + message(2))
 
 
+def _spread(pairs: _Pairs) -> None:
+    """Turns are kept for each CPU, so only that both get some is certain."""
+    pairs.connect_second()
+    mapped = pairs.insert_client()
+    sent = b"".join(message(number) for number in range(_MANY))
+    for start in range(0, len(sent), len(message(0))):
+        pairs.client.sendall(sent[start : start + len(message(0))])
+        _wait_for(lambda start=start: mapped.consumed_bytes > start)  # type: ignore[misc]
+    if not all(upstream.outstanding for upstream in pairs.upstreams):
+        raise _FailedError("one of two backends got every message")
+
+
 def _wait_for(condition: Callable[[], bool]) -> None:
     limit = time.monotonic() + _LIMIT
     while not condition():
@@ -166,16 +190,18 @@ _CHECKS: tuple[tuple[str, Callable[[_Pairs], None]], ...] = (
     ("data that arrived before the insertion", _early_data),
     ("a message across segments", _across_segments),
     ("a header that comes byte by byte", _byte_by_byte),
+    ("messages that take turns", _spread),
     ("a message passed to user space", _pass),
 )
 # What a self-test adds to the sizes of the maps.
 SLOTS = 16
-FRAMINGS = POOLS = BACKENDS = ROWS = 1
+FRAMINGS = POOLS = ROWS = 1
+BACKENDS = 2
 
 
 def run(plane: DataPlane) -> Iterator[Check]:
     """Runs the checks one after the other; blocks, for seconds if a check fails. Needs no privilege."""
-    backend = plane.publish_backend(1)
+    backends = [plane.publish_backend(1) for _ in range(BACKENDS)]
     traffic = plane.counters.new_traffic_row()
     policy = Policy(
         plane.publish_framing(_FRAMING), plane.publish_pool(abi.Balance.ROUND_ROBIN), abi.MAX_BATCH
@@ -183,7 +209,7 @@ def run(plane: DataPlane) -> Iterator[Check]:
     for name, check in _CHECKS:
         problem = None
         try:
-            with _pairs(plane, policy, backend, traffic) as pairs:
+            with _pairs(plane, policy, backends, traffic) as pairs:
                 check(pairs)
         except _FailedError as error:
             problem = str(error)
@@ -194,9 +220,9 @@ def run(plane: DataPlane) -> Iterator[Check]:
 
 
 @contextmanager
-def _pairs(plane: DataPlane, policy: Policy, backend: int, traffic: int) -> Iterator[_Pairs]:
+def _pairs(plane: DataPlane, policy: Policy, backends: list[int], traffic: int) -> Iterator[_Pairs]:
     with ExitStack() as stack:
-        yield _Pairs(plane, policy, backend, traffic, stack)
+        yield _Pairs(plane, policy, backends, traffic, stack)
     retired = plane.slots.take_retired()
     plane.wait_for_programs()
     plane.reclaim(retired)

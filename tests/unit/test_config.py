@@ -547,12 +547,13 @@ def many(pools: int, backends: int, listeners: int) -> str:
 
 
 def test_tables_have_a_size() -> None:
-    config = parse(many(pools=64, backends=16, listeners=64), "")
+    config = parse(many(pools=32, backends=32, listeners=64), "")
     assert sum(len(pool.backends) for pool in config.pools) == 1024
+    assert len(parse(many(pools=63, backends=1, listeners=63), "").pools) == 63
 
     assert refusals(many(pools=65, backends=1, listeners=65)) == [
         "1: listeners: has 65 listeners (each has counters for each backend, 64 fit); remove some",
-        "67: pools: has 65 pools (the kernel's table holds 64); remove some",
+        "67: pools: has 65 pools (the kernel's table holds 63); remove some",
     ]
     assert refusal(many(pools=3, backends=513, listeners=1)).startswith(
         "520: pools[1].backends: brings all pools to 1026 backends (the kernel's table holds 1024); "
