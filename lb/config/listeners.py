@@ -1,13 +1,15 @@
 """The `listeners` section: addresses, and the framing and pool behind each."""
 
-from lb.config.model import Address, Listener
+from lb.config.model import Address, Limits, Listener
 from lb.config.protocols import Protocols
-from lb.config.scalars import read_listen_address, read_name
+from lb.config.scalars import integer, read_duration, read_listen_address, read_name
 from lb.config.value import Section, Value, refuse_duplicates, show, suggest
 from lb.framing import Framing
 
 _MAX_LISTENERS = 64
 _DEFAULT_PROTOCOL = "length-prefixed"
+
+_read_clients = integer(1, 1 << 20, "a listener for nobody is better removed; no sockmap holds more")
 
 
 class Listeners:
@@ -36,7 +38,7 @@ class Listeners:
                 self.listeners.append(listener)
 
     def _read_listener(self, value: Value) -> Listener | None:
-        section = value.section("name", "address", "protocol", "pool")
+        section = value.section("name", "address", "protocol", "pool", "limits")
         if section is None:
             return None
         name = section.required("name", read_name, "rpc")
@@ -44,9 +46,10 @@ class Listeners:
         default = self._protocols.framings[_DEFAULT_PROTOCOL]
         framing = section.optional("protocol", self._read_protocol, default)
         pool = self._read_pool(section)
+        limits = section.optional("limits", _read_limits, Limits())
         if name is None or address is None or pool is None:
             return None
-        return Listener(name, address, framing, pool)
+        return Listener(name, address, framing, pool, limits)
 
     def _read_address(self, value: Value) -> Address | None:
         address = read_listen_address(value)
@@ -83,3 +86,14 @@ class Listeners:
         if name is not None and names is not None and name not in names:
             value.fail(f"unknown pool {show(name)}", suggest(name, names, "pools"))
         return name
+
+
+def _read_limits(value: Value) -> Limits | None:
+    section = value.section("max_clients", "max_clients_per_address", "idle")
+    if section is None:
+        return None
+    return Limits(
+        max_clients=section.optional("max_clients", _read_clients, None),
+        max_clients_per_address=section.optional("max_clients_per_address", _read_clients, None),
+        idle=section.optional("idle", read_duration, None),
+    )

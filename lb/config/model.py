@@ -63,6 +63,18 @@ class Runtime:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """The most clients that a listener serves at once, in all and from one address; None: any number.
+
+    `idle`: how long a client may send nothing, in seconds; None: as its pool says.
+    """
+
+    max_clients: int | None = None
+    max_clients_per_address: int | None = None
+    idle: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Listener:
     """An address that takes clients, the framing they speak, and the name of the pool that serves them."""
 
@@ -70,15 +82,20 @@ class Listener:
     address: Address
     framing: Framing
     pool: str
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A server that answers requests; weight 0 gives it no new ones."""
+    """A server that answers requests; weight 0 gives it no new ones.
+
+    `max_outstanding`: the most requests of all clients that wait for its responses; None: any number.
+    """
 
     name: str
     address: Address
     weight: int = 1
+    max_outstanding: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +110,21 @@ class HealthCheck:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long to wait, in seconds."""
+    """How long to wait, in seconds; `unacknowledged`: for a peer's TCP to acknowledge anything."""
 
     connect: float = 2.0
     idle: float = 600.0
     drain: float = 30.0
     half_message: float = 10.0
+    unacknowledged: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Backends that answer the same requests; without a health check they are taken as alive."""
+    """Backends that answer the same requests; without a health check they are taken as alive.
+
+    `retries`: how many more backends a request may be tried at.
+    """
 
     name: str
     backends: tuple[Backend, ...]
@@ -112,6 +133,7 @@ class Pool:
     batch: int = 64
     health_check: HealthCheck | None = None
     timeouts: Timeouts = Timeouts()
+    retries: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,21 @@
 """The `pools` section: backends, and how messages spread over them."""
 
 from lb.config.model import Backend, Balance, Connections, HealthCheck, Pool, Timeouts
-from lb.config.scalars import choice, duration, integer, read_backend_address, read_name
+from lb.config.scalars import choice, duration, integer, read_backend_address, read_duration, read_name
 from lb.config.value import Value, refuse_duplicates
 
 _MAX_POOLS = 63  # the kernel's table has 64 places, and the self-test needs one
 _MAX_BACKENDS = 1024
-_DAY = 86400.0
 
 _read_balance = choice(Balance, absent={Balance.HASH})
 _read_connections = choice(Connections, absent={Connections.SHARED})
 _read_weight = integer(0, 256, "0 takes no new messages; the kernel's turns are too coarse for more than 256")
 _read_batch = integer(1, 64, "the kernel program measures at most 64 messages at once")
 _read_streak = integer(1, 100, "results in a row; more would take minutes to act on")
-_read_duration = duration(0.01, _DAY, "less is lost in the scheduling of the process, more is no limit")
+_read_retries = integer(0, 10, "each is one more backend that works for the same request")
+_read_max_outstanding = integer(1, 1_000_000, "none at all is a weight of 0, more is no limit")
+# TCP sends a lost segment again after 200 ms or more, and by itself gives up after about 15 minutes.
+_read_unacknowledged = duration(0.5, 900.0, "less takes one lost segment for a dead peer, more is no limit")
 
 
 class Pools:
@@ -39,7 +41,7 @@ class Pools:
 
     def _read_pool(self, value: Value) -> Pool | None:
         section = value.section(
-            "name", "backends", "balance", "connections", "batch", "health_check", "timeouts"
+            "name", "backends", "balance", "connections", "batch", "health_check", "timeouts", "retries"
         )
         if section is None:
             return None
@@ -50,9 +52,10 @@ class Pools:
         batch = section.optional("batch", _read_batch, 64)
         health_check = section.optional("health_check", _read_health_check, None)
         timeouts = section.optional("timeouts", _read_timeouts, Timeouts())
+        retries = section.optional("retries", _read_retries, 1)
         if name is None or backends is None:
             return None
-        return Pool(name, backends, balance, connections, batch, health_check, timeouts)
+        return Pool(name, backends, balance, connections, batch, health_check, timeouts, retries)
 
     def _read_backends(self, value: Value) -> tuple[Backend, ...] | None:
         items = value.items("a list of backends with name and address")
@@ -74,13 +77,14 @@ class Pools:
 
 
 def _read_backend(value: Value) -> Backend | None:
-    section = value.section("name", "address", "weight")
+    section = value.section("name", "address", "weight", "max_outstanding")
     if section is None:
         return None
     name = section.required("name", read_name, "a")
     address = section.required("address", read_backend_address, "10.0.0.11:9000")
     weight = section.optional("weight", _read_weight, 1)
-    return None if name is None or address is None else Backend(name, address, weight)
+    max_outstanding = section.optional("max_outstanding", _read_max_outstanding, None)
+    return None if name is None or address is None else Backend(name, address, weight, max_outstanding)
 
 
 def _read_health_check(value: Value) -> HealthCheck | None:
@@ -89,21 +93,22 @@ def _read_health_check(value: Value) -> HealthCheck | None:
         return None
     default = HealthCheck()
     return HealthCheck(
-        interval=section.optional("interval", _read_duration, default.interval),
-        timeout=section.optional("timeout", _read_duration, default.timeout),
+        interval=section.optional("interval", read_duration, default.interval),
+        timeout=section.optional("timeout", read_duration, default.timeout),
         rise=section.optional("rise", _read_streak, default.rise),
         fall=section.optional("fall", _read_streak, default.fall),
     )
 
 
 def _read_timeouts(value: Value) -> Timeouts | None:
-    section = value.section("connect", "idle", "drain", "half_message")
+    section = value.section("connect", "idle", "drain", "half_message", "unacknowledged")
     if section is None:
         return None
     default = Timeouts()
     return Timeouts(
-        connect=section.optional("connect", _read_duration, default.connect),
-        idle=section.optional("idle", _read_duration, default.idle),
-        drain=section.optional("drain", _read_duration, default.drain),
-        half_message=section.optional("half_message", _read_duration, default.half_message),
+        connect=section.optional("connect", read_duration, default.connect),
+        idle=section.optional("idle", read_duration, default.idle),
+        drain=section.optional("drain", read_duration, default.drain),
+        half_message=section.optional("half_message", read_duration, default.half_message),
+        unacknowledged=section.optional("unacknowledged", _read_unacknowledged, default.unacknowledged),
     )

@@ -23,6 +23,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,62}")
 _ADDRESS = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|(?P<v4>[^\[\]:]+)):(?P<port>[0-9]{1,5})")
 _HOST_NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9_.-]+")
 _MAX_PORT = 65535
+_DAY = 86400.0
 _ADDRESS_EXAMPLE = 'an IP address and a port, such as 10.0.0.11:9000 or "[::1]:9000"'
 
 
@@ -68,6 +69,12 @@ def size(low: int, high: int, why: str) -> Reader[int]:
 def duration(low: float, high: float, why: str) -> Reader[float]:
     """Return a reader of durations in seconds within `low..high`."""
     return _quantity("a duration, such as 2s", parse_duration, low, high, format_duration, why)
+
+
+def read_duration(value: Value) -> float | None:
+    """Read how long to wait, in seconds, where nothing narrower is known."""
+    why = "less is lost in the scheduling of the process, more is no limit"
+    return duration(0.01, _DAY, why)(value)
 
 
 def choice(kind: type[E], absent: Collection[E] = ()) -> Reader[E]:

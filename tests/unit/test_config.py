@@ -19,6 +19,7 @@ from lb.config import (
     ConfigErrors,
     Connections,
     HealthCheck,
+    Limits,
     Listener,
     Pool,
     Runtime,
@@ -46,16 +47,18 @@ listeners:
     address: 0.0.0.0:7000
     protocol: acme
     pool: workers
+    limits: {max_clients: 5000, max_clients_per_address: 100, idle: 90s}
 pools:
   - name: workers
     balance: least_outstanding
     connections: per_client
     batch: 32
+    retries: 2
     backends:
-      - {name: a, address: 10.0.0.11:9000, weight: 2}
+      - {name: a, address: 10.0.0.11:9000, weight: 2, max_outstanding: 64}
       - {name: b, address: 10.0.0.12:9000}
     health_check: {interval: 3s, timeout: 1500ms, rise: 3, fall: 4}
-    timeouts: {connect: 1s, idle: 20m, drain: 1h, half_message: 250ms}
+    timeouts: {connect: 1s, idle: 20m, drain: 1h, half_message: 250ms, unacknowledged: 5s}
 """
 
 MINIMAL = """\
@@ -115,19 +118,30 @@ def test_every_key_has_its_meaning() -> None:
     assert parse(EXAMPLE, "lb.yaml") == Config(
         admin=Admin(at("127.0.0.1", 9902)),
         runtime=Runtime(user="daemon", max_connections=1024, buffer_budget=2 << 20),
-        listeners=(Listener("rpc", at("0.0.0.0", 7000), acme, "workers"),),
+        listeners=(
+            Listener(
+                "rpc",
+                at("0.0.0.0", 7000),
+                acme,
+                "workers",
+                Limits(max_clients=5000, max_clients_per_address=100, idle=90.0),
+            ),
+        ),
         pools=(
             Pool(
                 name="workers",
                 backends=(
-                    Backend("a", at("10.0.0.11", 9000), weight=2),
-                    Backend("b", at("10.0.0.12", 9000), weight=1),
+                    Backend("a", at("10.0.0.11", 9000), weight=2, max_outstanding=64),
+                    Backend("b", at("10.0.0.12", 9000), weight=1, max_outstanding=None),
                 ),
                 balance=Balance.LEAST_OUTSTANDING,
                 connections=Connections.PER_CLIENT,
                 batch=32,
                 health_check=HealthCheck(interval=3.0, timeout=1.5, rise=3, fall=4),
-                timeouts=Timeouts(connect=1.0, idle=1200.0, drain=3600.0, half_message=0.25),
+                timeouts=Timeouts(
+                    connect=1.0, idle=1200.0, drain=3600.0, half_message=0.25, unacknowledged=5.0
+                ),
+                retries=2,
             ),
         ),
     )
@@ -137,23 +151,35 @@ def test_names_and_addresses_are_enough() -> None:
     assert parse(MINIMAL, "lb.yaml") == Config(
         admin=Admin(at("127.0.0.1", 9901)),
         runtime=Runtime(user="nobody", max_connections=65536, buffer_budget=1 << 20),
-        listeners=(Listener("rpc", at("::", 7000), PRESETS["length-prefixed"], "workers"),),
+        listeners=(
+            Listener(
+                "rpc",
+                at("::", 7000),
+                PRESETS["length-prefixed"],
+                "workers",
+                Limits(max_clients=None, max_clients_per_address=None, idle=None),
+            ),
+        ),
         pools=(
             Pool(
                 name="workers",
-                backends=(Backend("a", at("::1", 9000), weight=1),),
+                backends=(Backend("a", at("::1", 9000), weight=1, max_outstanding=None),),
                 balance=Balance.LEAST_OUTSTANDING,
                 connections=Connections.PER_CLIENT,
                 batch=64,
                 health_check=None,
-                timeouts=Timeouts(connect=2.0, idle=600.0, drain=30.0, half_message=10.0),
+                timeouts=Timeouts(
+                    connect=2.0, idle=600.0, drain=30.0, half_message=10.0, unacknowledged=10.0
+                ),
+                retries=1,
             ),
         ),
     )
 
 
 def test_an_empty_section_has_its_defaults() -> None:
-    config = parse(f"admin: {{}}\nruntime: {{}}\nprotocols: {{}}\n{MINIMAL}    health_check: {{}}\n", "")
+    text = MINIMAL.replace("name: rpc,", "name: rpc, limits: {},")
+    config = parse(f"admin: {{}}\nruntime: {{}}\nprotocols: {{}}\n{text}    health_check: {{}}\n", "")
     plain = parse(MINIMAL, "")
 
     assert config.pools[0].health_check == HealthCheck(interval=2.0, timeout=1.0, rise=2, fall=3)
@@ -333,7 +359,8 @@ REPORT = """\
     more is no limit); use 10ms or more
 35: pools[0].health_check.rise: 0 is outside 1..100 (results in a row; more would take minutes to act on);
     use 1 or more
-36: pools[0].timeouts: is a list; write a mapping with the keys connect, idle, drain, half_message
+36: pools[0].timeouts: is a list; write a mapping with the keys connect, idle, drain, half_message,
+    unacknowledged
 38: pools[1].name: is given twice, first at line 37; keep one of them
 39: pools[1].backends: has only weights of 0, so no message can be sent; give one backend a weight above 0
 40: pools[2].backends: is an empty list; write a list of backends with name and address
@@ -370,10 +397,13 @@ def test_all_mistakes_of_a_file_are_reported_at_once() -> None:
         (
             "listeners: [7]\npools: [x]\n",
             [
-                "1: listeners[0]: is `7`; write a mapping with the keys name, address, protocol, pool",
+                (
+                    "1: listeners[0]: is `7`; write a mapping with the keys name, address, protocol, pool,"
+                    " limits"
+                ),
                 (
                     "2: pools[0]: is `x`; write a mapping with the keys name, backends, balance, connections,"
-                    " batch, health_check, timeouts"
+                    " batch, health_check, timeouts, retries"
                 ),
             ],
         ),
@@ -430,7 +460,7 @@ def test_aliases_are_refused_and_not_followed() -> None:
 
     assert refusals(f"pools:\n- &a0 x\n{bomb}listeners: &l\n- *l\n- {{<<: *a1}}\n")[-4:] == [
         "33: listeners[0]: is an alias of `l`; write the value itself",
-        "34: listeners[1].<<: unknown key; known keys: address, name, pool, protocol",
+        "34: listeners[1].<<: unknown key; known keys: address, limits, name, pool, protocol",
         "34: listeners[1].name: is missing; add `name: rpc`",
         "34: listeners[1].address: is missing; add `address: 0.0.0.0:7000`",
     ]
@@ -511,6 +541,8 @@ def test_what_is_no_whole_number_is_refused(number: str) -> None:
         ("timeouts: {idle", ("10ms", "9ms"), ("24h", "25h")),
         ("timeouts: {drain", ("10ms", "9ms"), ("24h", "25h")),
         ("timeouts: {half_message", ("10ms", "9ms"), ("24h", "25h")),
+        ("timeouts: {unacknowledged", ("500ms", "499ms"), ("15m", "16m")),
+        ("retries", ("0", "-1"), ("10", "11")),
         ("runtime: {max_connections", ("16", "15"), ("1048576", "1048577")),
         ("runtime: {buffer_budget", ("64KiB", "65535"), ("1GiB", "1073741825")),
     ],
@@ -534,6 +566,48 @@ def test_a_weight_is_within_0_to_256() -> None:
     assert parse(two.replace("W", "0"), "").pools[0].backends[1].weight == 0
     for number in ("-1", "257"):
         assert f" {number} is outside 0..256 (" in refusal(two.replace("W", number))
+
+
+@pytest.mark.parametrize(
+    ("after", "line", "path", "low", "high"),
+    [
+        ("name: rpc,", 2, "listeners[0].limits.max_clients", ("1", "0"), ("1048576", "1048577")),
+        ("name: rpc,", 2, "listeners[0].limits.max_clients_per_address", ("1", "0"), ("1048576", "1048577")),
+        ("name: rpc,", 2, "listeners[0].limits.idle", ("10ms", "9ms"), ("24h", "25h")),
+        ("name: a,", 5, "pools[0].backends[0].max_outstanding", ("1", "0"), ("1000000", "1000001")),
+    ],
+)
+def test_limits_of_listeners_and_backends_are_where_they_are_said_to_be(
+    after: str, line: int, path: str, low: tuple[str, str], high: tuple[str, str]
+) -> None:
+    key = path.rpartition(".")[2]
+
+    def text(number: str) -> str:
+        entry = f"{key}: {number}"
+        return MINIMAL.replace(after, f"{after} " + (f"limits: {{{entry}}}," if line == 2 else f"{entry},"))
+
+    for number in (low[0], high[0]):
+        parse(text(number), "")
+    for (limit, number), remedy in ((low, "or more"), (high, "or less")):
+        said = refusal(text(number))
+        assert said.startswith(f"{line}: {path}: {number} is outside {low[0]}..{high[0]} (")
+        assert said.endswith(f"; use {limit} {remedy}")
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ("7", ": is `7`; write a mapping with the keys max_clients, max_clients_per_address, idle"),
+        ("{max_client: 7}", ".max_client: unknown key; did you mean `max_clients`?"),
+        ("{max_clients: many}", ".max_clients: is `many`; write a whole number, such as 16 or 0x10"),
+        ("{max_clients: none}", ".max_clients: is `none`; write a whole number, such as 16 or 0x10"),
+        ("{idle: 30}", ".idle: `30` has no unit; write 30s"),
+    ],
+)
+def test_a_mistake_in_the_limits_is_reported_where_it_stands(limits: str, expected: str) -> None:
+    text = MINIMAL.replace("name: rpc,", f"name: rpc, limits: {limits},")
+
+    assert refusal(text) == f"2: listeners[0].limits{expected}"
 
 
 def many(pools: int, backends: int, listeners: int) -> str:
