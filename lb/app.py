@@ -88,7 +88,7 @@ def usable_connections(wanted: int) -> int:
 
 def _bind(settings: config.Config, listener: config.Listener) -> socket.socket:
     try:
-        return bind(listener, settings.pool(listener.pool).timeouts.half_message)
+        return bind(listener, settings.pool(listener.pool).timeouts)
     except OSError as error:
         raise privileges.explain_bind(error, str(listener.address)) from error
 

@@ -94,7 +94,7 @@ class _Pairs:
 def _pair(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
     """A connection over loopback; the second end is prepared for the sockmap."""
     with socket.socket() as listener:
-        sockets.prepare(listener, max_message=64 * 1024, half_message=_LIMIT)
+        sockets.prepare(listener, max_message=64 * 1024, half_message=_LIMIT, unacknowledged=_LIMIT)
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         far = stack.enter_context(socket.create_connection(listener.getsockname(), _LIMIT))

@@ -7,10 +7,18 @@ Three options are set before a socket enters the sockmap, because the strparser 
 * ``SO_RCVTIMEO``: how long the strparser waits for the rest of a message; without it, for ever.
 * ``TCP_NODELAY``: redirected messages are small sends, which Nagle's algorithm would hold back.
 
-Accepted sockets inherit all three from their listener.
+Two more are for peers that are gone without a word. Nobody but the kernel writes to a mapped socket, so only
+TCP can find out:
+
+* ``TCP_USER_TIMEOUT``: how long data may wait to be acknowledged, or a window stay shut.
+* ``SO_KEEPALIVE``: asks a peer to which nothing is sent. How many questions may go unanswered follows from
+  ``TCP_USER_TIMEOUT`` (``tcp_keepalive_timer()`` in ``net/ipv4/tcp_timer.c``); ``TCP_KEEPCNT`` says the same.
+
+Accepted sockets inherit all of them from their listener.
 """
 
 import fcntl
+import math
 import socket
 import struct
 import termios
@@ -28,18 +36,22 @@ _TCP_INFO_STATE = struct.Struct("=B")
 _TCP_INFO_BYTES = struct.Struct("=120xQQ")
 _SMALLEST_BUFFER = 256 * 1024
 _MESSAGES_IN_BUFFER = 4
+_QUESTIONS = 4  # of keepalive, at most: one lost segment is no dead peer
 
 TCP_ESTABLISHED = 1
 TCP_CLOSE = 7
 
 
-def prepare(sock: socket.socket, *, max_message: int, half_message: float) -> None:
+def prepare(sock: socket.socket, *, max_message: int, half_message: float, unacknowledged: float) -> None:
     """Sets the options that a mapped socket, or the listener that it comes from, needs.
 
     Args:
         sock: a TCP socket, not connected yet.
         max_message: bytes.
         half_message: seconds that the rest of a message may take.
+        unacknowledged: seconds after which a peer that acknowledges nothing is dead: ETIMEDOUT, or what ICMP
+            said meanwhile. With nothing to acknowledge it is found by keepalive, which counts in whole
+            seconds, two or more.
 
     Raises:
         MachineError: the receive buffer that ``max_message`` needs is not allowed.
@@ -61,6 +73,24 @@ def prepare(sock: socket.socket, *, max_message: int, half_message: float) -> No
     timeout = _TIMEVAL.pack(seconds, int((half_message - seconds) * 1e6))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(unacknowledged * 1000))
+    silence, interval, questions = _keepalive(unacknowledged)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, silence)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, questions)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def _keepalive(unacknowledged: float) -> tuple[int, int, int]:
+    """Seconds of silence before the first question, seconds between questions, and their number.
+
+    They add up to ``unacknowledged`` in whole seconds, at least half of it silence; a question and its answer
+    take a second each.
+    """
+    whole = max(2, math.ceil(unacknowledged))
+    interval = max(1, whole // (2 * _QUESTIONS))
+    silence = max(whole // 2, whole - _QUESTIONS * interval)
+    return silence, interval, (whole - silence) // interval
 
 
 def largest_message(rmem_max: int) -> int:

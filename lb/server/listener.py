@@ -34,8 +34,12 @@ _STILLBORN = {
 }
 
 
-def bind(listener: config.Listener, half_message: float) -> socket.socket:
+def bind(listener: config.Listener, timeouts: config.Timeouts) -> socket.socket:
     """Binds a listener's socket, with the options that its clients inherit; it does not listen yet.
+
+    Args:
+        listener: where, and for which messages.
+        timeouts: those of its pool.
 
     Raises:
         OSError: the address cannot be had.
@@ -44,7 +48,12 @@ def bind(listener: config.Listener, half_message: float) -> socket.socket:
     sock = socket.socket(listener.address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sockets.prepare(sock, max_message=listener.framing.max_message, half_message=half_message)
+        sockets.prepare(
+            sock,
+            max_message=listener.framing.max_message,
+            half_message=timeouts.half_message,
+            unacknowledged=timeouts.unacknowledged,
+        )
         sock.bind(listener.address.sockaddr)
     except BaseException:
         sock.close()

@@ -69,7 +69,10 @@ class Upstream:
         try:
             sock = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             sockets.prepare(
-                sock, max_message=listening.max_message, half_message=listening.timeouts.half_message
+                sock,
+                max_message=listening.max_message,
+                half_message=listening.timeouts.half_message,
+                unacknowledged=listening.timeouts.unacknowledged,
             )
             code = sock.connect_ex(address.sockaddr)
         except OSError as error:

@@ -207,12 +207,17 @@ class Rig:
         return Backend(self.plane, weight)
 
     def connect(
-        self, host: str = "127.0.0.1", *, half_message: float = 2 * LIMIT
+        self, host: str = "127.0.0.1", *, half_message: float = 2 * LIMIT, unacknowledged: float = 2 * LIMIT
     ) -> tuple[socket.socket, socket.socket]:
         """A connection: its far end, and its near end ready for the map."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family) as listener:
-            sockets.prepare(listener, max_message=LARGEST, half_message=half_message)
+            sockets.prepare(
+                listener,
+                max_message=LARGEST,
+                half_message=half_message,
+                unacknowledged=unacknowledged,
+            )
             listener.bind((host, 0))
             listener.listen()
             far = self._stack.enter_context(

@@ -322,9 +322,9 @@ def test_a_message_larger_than_an_unprivileged_buffer_is_refused_with_the_remedy
         rmem_max = int(Path("/proc/sys/net/core/rmem_max").read_bytes())
         largest = sockets.largest_message(rmem_max)
         with socket.socket() as sock:
-            sockets.prepare(sock, max_message=largest, half_message=1)
+            sockets.prepare(sock, max_message=largest, half_message=1, unacknowledged=1)
             try:
-                sockets.prepare(sock, max_message=largest + 1, half_message=1)
+                sockets.prepare(sock, max_message=largest + 1, half_message=1, unacknowledged=1)
             except MachineError as error:
                 assert f"set max_message to at most {largest} bytes" in error.remedy, error
             else:
