@@ -48,6 +48,9 @@ def bind(listener: config.Listener, timeouts: config.Timeouts) -> socket.socket:
     sock = socket.socket(listener.address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sock.family == socket.AF_INET6:
+            # [::]:53 beside 0.0.0.0:53 would be the same port twice, and a client have two addresses.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sockets.prepare(
             sock,
             max_message=listener.framing.max_message,
