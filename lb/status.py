@@ -12,6 +12,14 @@ from lb.server import Server
 from lb.server.context import Listening, Pool
 
 
+class LimitsStatus(TypedDict):
+    """What a listener allows; None: no limit."""
+
+    max_clients: int | None
+    max_clients_per_address: int | None
+    idle_seconds: float
+
+
 class ListenerStatus(TypedDict):
     """A listener and its clients."""
 
@@ -20,6 +28,8 @@ class ListenerStatus(TypedDict):
     protocol: str
     pool: str
     clients: int
+    addresses: int
+    limits: LimitsStatus
     accepted: int
     refused: dict[str, int]
     protocol_errors: dict[str, int]
@@ -116,6 +126,12 @@ class Status:
             protocol=listening.config.framing.name,
             pool=listening.config.pool,
             clients=len(listening.clients),
+            addresses=listening.clients.addresses,
+            limits=LimitsStatus(
+                max_clients=listening.config.limits.max_clients,
+                max_clients_per_address=listening.config.limits.max_clients_per_address,
+                idle_seconds=listening.idle,
+            ),
             accepted=listening.accepted,
             refused=_seen(listening.refused),
             protocol_errors=_seen(listening.protocol_errors),

@@ -66,7 +66,7 @@ def text(status: ServerStatus) -> str:
                     entry["address"],
                     entry["protocol"],
                     entry["pool"],
-                    entry["clients"],
+                    _of(entry["clients"], entry["limits"]["max_clients"]),
                     entry["accepted"],
                     sum(entry["refused"].values()),
                     sum(entry["protocol_errors"].values()),
@@ -84,6 +84,10 @@ def text(status: ServerStatus) -> str:
     if lost:
         lines += ["", render(("DROPPED", "MESSAGES"), list(lost.items()))]
     return "\n".join(lines)
+
+
+def _of(count: int, limit: int | None) -> int | str:
+    return count if limit is None else f"{count} of {limit}"
 
 
 def _backends(status: ServerStatus) -> list[Sequence[object]]:

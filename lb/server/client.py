@@ -38,6 +38,7 @@ class Client:
         "_attempts",
         "_peer",
         "activity",
+        "address",
         "guard",
         "listening",
         "mapped",
@@ -48,8 +49,11 @@ class Client:
         "upstreams",
     )
 
-    def __init__(self, listening: Listening, sock: socket.socket, peer: object, ref: SlotRef) -> None:
+    def __init__(
+        self, listening: Listening, sock: socket.socket, peer: tuple[str, int], ref: SlotRef
+    ) -> None:
         self.listening = listening
+        self.address = peer[0]
         self.number = next(_numbers)
         self.sock = sock
         self.ref = ref

@@ -11,6 +11,7 @@ from lb import config
 from lb.backends import Backend
 from lb.dataplane import DataPlane, Policy
 from lb.server import faults
+from lb.server.census import Census
 from lb.server.poller import Poller
 from lb.server.quiescence import Quiescence
 
@@ -70,7 +71,8 @@ class Pool:
 
 
 def _no_refusals() -> Counter[str]:
-    return Counter(max_connections=0, no_backend=0)
+    reasons = ("max_clients", "max_clients_per_address", "max_connections", "no_backend", "no_memory")
+    return Counter(dict.fromkeys(reasons, 0))
 
 
 def _no_errors() -> Counter[str]:
@@ -87,7 +89,7 @@ class Listening:
     policy: Policy
     services: Services
     traffic: dict[int, int]  # index of a backend -> row of the traffic counters
-    clients: set["Client"] = field(default_factory=set)
+    clients: Census["Client"] = field(default_factory=Census)
     accepted: int = 0
     relayed: dict[int, Relayed] = field(default_factory=dict)  # by index of the backend
     # Reasons that are known beforehand are there from the start: a rate needs a first value.
@@ -100,6 +102,22 @@ class Listening:
         return self.pool.config.timeouts
 
     @property
+    def idle(self) -> float:
+        """Seconds that a client may send nothing."""
+        idle = self.config.limits.idle
+        return self.timeouts.idle if idle is None else idle
+
+    @property
     def max_message(self) -> int:
         """Bytes."""
         return self.config.framing.max_message
+
+    def over_limit(self, address: str) -> str | None:
+        """Why one more client from an IP address is one too many, as in the label of a metric; or None."""
+        limits = self.config.limits
+        if limits.max_clients is not None and len(self.clients) >= limits.max_clients:
+            return "max_clients"
+        most = limits.max_clients_per_address
+        if most is not None and self.clients.at(address) >= most:
+            return "max_clients_per_address"
+        return None

@@ -92,7 +92,7 @@ class Listener:
     def _accept_batch(self) -> None:
         for _ in range(_BATCH):
             try:
-                sock, peer = self._sock.accept()
+                sock, (host, port, *_) = self._sock.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -102,22 +102,30 @@ class Listener:
                 if error.errno not in _STILLBORN:
                     raise
                 continue
-            self._admit(sock, peer)
+            self._admit(sock, (host, port))
 
-    def _admit(self, sock: socket.socket, peer: object) -> None:
+    def _admit(self, sock: socket.socket, peer: tuple[str, int]) -> None:
         listening = self._listening
         listening.accepted += 1
-        sock.setblocking(False)
+        reason = listening.over_limit(peer[0])
+        if reason is not None:
+            self._refuse(sock, reason)
+            return
         try:
             ref = listening.services.plane.reserve()
         except SlotsExhaustedError:
-            listening.refused["max_connections"] += 1
-            faults.reset_on_close(sock)
-            sock.close()
+            self._refuse(sock, "max_connections")
             return
+        sock.setblocking(False)
         client = Client(listening, sock, peer, ref)
         with client.guard:
             client.start()
+
+    def _refuse(self, sock: socket.socket, reason: str) -> None:
+        """Turns a client away with RST."""
+        self._listening.refused[reason] += 1
+        faults.reset_on_close(sock)
+        sock.close()
 
     def _pause(self, error: OSError) -> None:
         """Stops to accept for a moment; those who wait stay in the kernel's queue."""

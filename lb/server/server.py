@@ -136,7 +136,6 @@ class Server:
             for backend in pool.backends:
                 monitor = Monitor(backend, settings.health_check, settings.timeouts.connect)
                 yield f"monitor of {backend}", monitor.run()
-            yield f"idle sweep of {settings.name}", self._sweep(pool)
         for listener, sock in zip(self._settings.listeners, self._bound, strict=True):
             framing = listener.framing
             if framing.name not in framings:
@@ -151,6 +150,7 @@ class Server:
             )
             self.listenings.append(listening)
             self.listeners.append(Listener(listening, sock))
+            yield f"idle sweep of {listener.name}", self._sweep(listening)
 
     def _build_pool(self, settings: config.Pool, services: Services) -> Pool:
         pool = Pool(settings, self.plane.publish_pool(_BALANCE[settings.balance]), [])
@@ -174,13 +174,13 @@ class Server:
             if count % _WELCOME_BATCH == 0:
                 await asyncio.sleep(0)
 
-    async def _sweep(self, pool: Pool) -> None:
+    async def _sweep(self, listening: Listening) -> None:
         """Closes clients that sent nothing for the idle timeout, give or take a quarter of it."""
-        idle = pool.config.timeouts.idle
+        idle = listening.idle
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(idle / 4)
-            for count, client in enumerate(list(pool.clients), 1):
+            for count, client in enumerate(list(listening.clients), 1):
                 seen, since = client.activity
                 if (now_seen := client.seen_bytes) != seen or since == 0.0:
                     client.activity = (now_seen, loop.time())

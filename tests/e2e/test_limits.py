@@ -1,14 +1,19 @@
 """Too many clients: some are turned away, none is forgotten, and the rest do not notice."""
 
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.e2e.balancer import Balancer
+from tests.e2e.balancer import Balancer, Tree, show
 from tests.e2e.client import Client
 from tests.e2e.lab import Lab
 from tests.e2e.messages import message, read_answer
 from tests.e2e.polling import eventually, eventually_equal
+from tests.e2e.processes import SOCKMAP_LB
 
 
 def descriptors(balancer: Balancer) -> int:
@@ -19,6 +24,14 @@ def is_served(client: Client) -> bool:
     try:
         return read_answer(client.ask(message(1))[0]).number == 1
     except (ConnectionResetError, BrokenPipeError):
+        return False
+
+
+def comes_in(connect: Callable[[], Client]) -> bool:
+    """Whether a new client is served; one that is turned away may hear of it before connect() returns."""
+    try:
+        return is_served(connect())
+    except ConnectionResetError:
         return False
 
 
@@ -49,14 +62,140 @@ class TestMaxConnections:
         assert all(is_served(client) for client in clients)
         assert balancer.turns_away()
         clients.pop().close()
+        eventually(lambda: comes_in(balancer.connect), what="there is room again")
 
-        def comes_in() -> bool:
-            try:
-                return is_served(balancer.connect())
-            except ConnectionResetError:
-                return False
 
-        eventually(comes_in, what="there is room again")
+class TestListener:
+    """A listener's own limits. Others are turned away at the door; who is inside stays."""
+
+    @staticmethod
+    def serve(lab: Lab, limits: Tree, **settings: Any) -> Balancer:
+        tree = lab.tree([lab.backend()], **settings)
+        tree["listeners"][0]["limits"] = limits
+        return lab.balancer(tree).wait_ready()
+
+    def test_reasons_are_there_from_the_start(self, lab: Lab) -> None:
+        refused = lab.serve([lab.backend()]).metrics().by("reason", "refused_connections_total")
+        reasons = ("max_clients", "max_clients_per_address", "max_connections", "no_backend", "no_memory")
+        assert refused == dict.fromkeys(reasons, 0)
+
+    def test_max_clients(self, lab: Lab) -> None:
+        balancer = self.serve(lab, {"max_clients": 5})
+        for cycle in range(1, 4):
+            clients = [balancer.connect() for _ in range(5)]
+            assert all(is_served(client) for client in clients)
+            for _ in range(3):
+                assert balancer.turns_away()
+            assert all(is_served(client) for client in clients)
+            metrics = balancer.metrics()
+            assert metrics.seen("reason", "refused_connections_total") == {"max_clients": 3 * cycle}
+            assert metrics.value("client_connections") == 5
+            assert "5 of 5" in lab.run(*SOCKMAP_LB, "status", "--admin", show(balancer.admin)).out
+            leave(balancer, clients, cycle)
+            eventually_equal(lambda: balancer.metrics().value("client_connections"), 0)
+        assert is_served(balancer.connect())
+
+    def test_max_clients_per_address(self, lab: Lab) -> None:
+        """One greedy address does not keep others out."""
+        balancer = self.serve(lab, {"max_clients_per_address": 2, "max_clients": 5})
+        addresses = ["127.0.0.2", "127.0.0.3"]
+        for cycle in range(1, 4):
+            clients = [come_from(lab, balancer, address) for address in addresses for _ in range(2)]
+            assert all(is_served(client) for client in clients)
+            for address in addresses:
+                assert not comes_in(partial(come_from, lab, balancer, address))
+            last = come_from(lab, balancer, "127.0.0.4")
+            assert is_served(last)
+            assert not comes_in(partial(come_from, lab, balancer, "127.0.0.5"))
+            refused = balancer.metrics().seen("reason", "refused_connections_total")
+            assert refused == {"max_clients_per_address": 2 * cycle, "max_clients": cycle}
+            assert balancer.status()["listeners"][0]["addresses"] == 3
+            leave(balancer, [*clients, last], cycle)
+            eventually_equal(lambda: balancer.status()["listeners"][0]["addresses"], 0)
+
+    def test_an_address_of_ipv6(self, lab: Lab) -> None:
+        lab.here.add_address("fd00::5/128", "lo")
+        balancer = self.serve(lab, {"max_clients_per_address": 1}, address="[::]:0")
+        first = come_from(lab, balancer, "::1")
+        assert is_served(first)
+        assert not comes_in(partial(come_from, lab, balancer, "::1"))
+        assert is_served(come_from(lab, balancer, "fd00::5"))
+        first.close()
+        eventually(lambda: comes_in(partial(come_from, lab, balancer, "::1")), what="there is room again")
+
+    def test_clients_that_are_not_served_leave_no_trace(self, lab: Lab) -> None:
+        """No backend is up: every client counts for a moment only."""
+        tree = lab.tree([("127.0.0.1", lab.here.reserve("127.0.0.1"))])
+        tree["listeners"][0]["limits"] = {"max_clients_per_address": 1}
+        balancer = lab.balancer(tree)
+        for count in range(1, 10):
+            assert balancer.turns_away()
+            refused = balancer.metrics().seen("reason", "refused_connections_total")
+            assert refused == {"no_backend": count}
+
+    def test_a_relayed_client_counts_until_it_has_its_answers(self, lab: Lab) -> None:
+        backend = lab.backend(holding=True)
+        tree = lab.tree([backend])
+        tree["listeners"][0]["limits"] = {"max_clients": 1}
+        balancer = lab.balancer(tree).wait_ready()
+        relayed = balancer.connect_while_it_stands_still(message(1))
+        eventually(lambda: backend.received)
+        assert balancer.turns_away()
+        backend.release()
+        assert len(relayed.answers_to_the_end()) == 1
+        eventually(lambda: comes_in(balancer.connect), what="there is room again")
+
+    def test_idle(self, lab: Lab) -> None:
+        """A listener's own time to be silent goes before its pool's, whichever is longer."""
+        tree = lab.tree([lab.backend()], timeouts={"idle": "2s"})
+        (rpc,) = tree["listeners"]
+        tree["listeners"] += [
+            rpc | {"name": "hasty", "limits": {"idle": "200ms"}},
+            rpc | {"name": "patient", "limits": {"idle": "1h"}},
+        ]
+        balancer = lab.balancer(tree).wait_ready()
+        since = time.monotonic()
+        clients = {name: balancer.connect(name) for name in ("rpc", "hasty", "patient")}
+        assert clients["hasty"].answers_to_the_end() == []
+        assert time.monotonic() - since < 2
+        assert clients["rpc"].answers_to_the_end() == []
+        assert time.monotonic() - since > 2
+        assert is_served(clients["patient"])
+
+    def test_status(self, lab: Lab) -> None:
+        tree = lab.tree([lab.backend()], timeouts={"idle": "7s"})
+        (rpc,) = tree["listeners"]
+        limits = {"max_clients": 9, "max_clients_per_address": 3, "idle": "90s"}
+        tree["listeners"].append(rpc | {"name": "other", "limits": limits})
+        plain, other = lab.balancer(tree).status()["listeners"]
+        assert plain["limits"] == {"max_clients": None, "max_clients_per_address": None, "idle_seconds": 7.0}
+        assert other["limits"] == {"max_clients": 9, "max_clients_per_address": 3, "idle_seconds": 90.0}
+
+
+def come_from(lab: Lab, balancer: Balancer, address: str) -> Client:
+    """A client with this address."""
+    sock = lab.here.open(address)
+    client = Client(sock)
+    balancer.clients.append(client)
+    sock.bind((address, 0))
+    host = "::1" if ":" in address else "127.0.0.1"
+    sock.connect((host, balancer.listeners["rpc"][1]))
+    return client
+
+
+def leave(balancer: Balancer, clients: list[Client], cycle: int) -> None:
+    """In another way each time."""
+    for client in clients:
+        match cycle % 3:
+            case 0:
+                client.close()
+            case 1:
+                client.reset()
+            case _:
+                client.half_close()
+                assert client.answers_to_the_end() == []
+        balancer.clients.remove(client)
+        client.close()
 
 
 class TestDescriptors:
