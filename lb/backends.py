@@ -22,6 +22,7 @@ _REASONS = {
     errno.ENFILE: "no_descriptor",
     errno.ENOMEM: "no_memory",
     errno.ENOBUFS: "no_memory",
+    errno.ENOSPC: "no_memory",  # in the poller
 }
 # What we lack ourselves says nothing about the backend, whose connections must not lose their turns for it.
 _OURS = {"no_local_port", "no_descriptor", "no_memory"}

@@ -1,11 +1,12 @@
 """The data plane: loading, checking and feeding the programs. Knows the kernel's order and no event loop."""
 
 from lb.dataplane.counters import Durations, Traffic, bucket_limit
-from lb.dataplane.errors import MachineError
+from lb.dataplane.errors import NO_MEMORY, MachineError
 from lb.dataplane.loader import Sizes, load
 from lb.dataplane.plane import DataPlane, MappedSocket, PeerGoneError, Policy
 
 __all__ = [
+    "NO_MEMORY",
     "DataPlane",
     "Durations",
     "MachineError",

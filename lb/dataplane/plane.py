@@ -193,7 +193,8 @@ class DataPlane:
 
         Raises:
             PeerGoneError: the client has closed its side already. The slot stays reserved.
-            OSError: the kernel refuses. The slot stays reserved.
+            OSError: the kernel refuses, with one of :data:`~lb.dataplane.errors.NO_MEMORY` if it has none.
+                The slot stays reserved, and nobody refers to it.
         """
         slot = self._blank_slot(ref, abi.Role.CLIENT, policy)
         return self._insert(ref, slot, sock)
@@ -220,7 +221,7 @@ class DataPlane:
 
         Raises:
             PeerGoneError: the backend has closed already. The slot stays reserved.
-            OSError: the kernel refuses. The slot stays reserved.
+            OSError: as for :meth:`insert_client`.
         """
         slot = self._blank_slot(ref, abi.Role.UPSTREAM, policy)
         slot.backend = backend
@@ -241,14 +242,18 @@ class DataPlane:
 
     def _insert(self, ref: SlotRef, slot: abi.Slot, sock: socket.socket) -> MappedSocket:
         cookie = sockets.cookie(sock)
+        key = cookie.to_bytes(8, "little")
         mapped = MappedSocket(ref, sock, slot, cookie)
         slot.generation = ref.generation
-        self._conns.update(cookie.to_bytes(8, "little"), abi.conn(ref.number, ref.generation))
         try:
-            self._socks.insert(ref.number, sock.fileno())
+            self._conns.update(key, abi.conn(ref.number, ref.generation))
+            try:
+                self._socks.insert(ref.number, sock.fileno())
+            except OSError:
+                self._conns.delete(key)
+                raise
         except OSError as error:
             slot.generation = 0
-            self._conns.delete(cookie.to_bytes(8, "little"))
             if error.errno == errno.EOPNOTSUPP:
                 raise PeerGoneError from error
             raise

@@ -14,7 +14,7 @@ from typing import Any
 
 from lb import abi
 from lb.backends import Backend, backoff
-from lb.dataplane import MappedSocket, PeerGoneError
+from lb.dataplane import NO_MEMORY, MappedSocket, PeerGoneError
 from lb.server import ending, faults
 from lb.server.admission import Admission
 from lb.server.context import Listening
@@ -101,11 +101,17 @@ class Client:
             return
         try:
             self.mapped = services.plane.insert_client(self.ref, self.sock, self.listening.policy)
+            services.poller.watch(self.sock.fileno(), self)
         except PeerGoneError:
             self._relay()
             return
+        except OSError as error:
+            if error.errno not in NO_MEMORY:
+                raise
+            _log.warning("%s: refused: %s", self, error)
+            self.refuse("no_memory")
+            return
         self.state = step(self.state, Event.INSERTED)
-        services.poller.watch(self.sock.fileno(), self)
 
     def _relay(self) -> None:
         """The client closed its side before it could be mapped: what it sent is complete, and small."""
@@ -128,7 +134,7 @@ class Client:
     def refuse(self, reason: str) -> None:
         """Turns the client away before it was served."""
         self.listening.refused[reason] += 1
-        self.fail(None)
+        self.fail(reason)
 
     # Upstreams come and go
 
@@ -161,12 +167,13 @@ class Client:
 
     def upstream_connected(self, upstream: Upstream) -> None:
         """An attempt to connect succeeded."""
-        self._attempts.pop(upstream.backend, None)
         if self.state is State.ADMITTED:
             self._admission.connected()
         elif self.state is not State.SPLICED:
             upstream.close()
-        elif not upstream.splice():
+        elif upstream.splice():
+            self._attempts.pop(upstream.backend, None)
+        else:
             upstream.close()
             self.replace(upstream)
 

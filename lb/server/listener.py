@@ -72,6 +72,7 @@ class Listener:
         self._sock = sock
         self._loop = listening.services.loop
         self._open = False
+        self._exhausted = False
         host, port = sock.getsockname()[:2]
         # Where it listens (or did, after close()), with the port that the kernel chose for port 0.
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -102,6 +103,7 @@ class Listener:
                 if error.errno not in _STILLBORN:
                     raise
                 continue
+            self._exhausted = False
             self._admit(sock, (host, port))
 
     def _admit(self, sock: socket.socket, peer: tuple[str, int]) -> None:
@@ -129,7 +131,9 @@ class Listener:
 
     def _pause(self, error: OSError) -> None:
         """Stops to accept for a moment; those who wait stay in the kernel's queue."""
-        _log.warning("listener %s: accept: %s; trying again", self._listening.config.name, error.strerror)
+        if not self._exhausted:
+            self._exhausted = True
+            _log.warning("listener %s: accept: %s; trying again", self._listening.config.name, error.strerror)
         self._loop.remove_reader(self._sock.fileno())
         self._loop.call_later(_PAUSE, self._resume)
 

@@ -32,7 +32,11 @@ class Poller:
         loop.add_reader(self._epoll.fileno(), self._dispatch)
 
     def watch(self, fd: int, owner: Watched, events: int = STATE) -> None:
-        """Starts to report the events of a socket; what is already true is reported at once."""
+        """Starts to report the events of a socket; what is already true is reported at once.
+
+        Raises:
+            OSError: the kernel has no memory, or the user has no more watches (ENOSPC).
+        """
         self._epoll.register(fd, events)
         self._watched[fd] = owner
 
@@ -41,8 +45,11 @@ class Poller:
         self._epoll.modify(fd, events)
 
     def forget(self, fd: int) -> None:
-        """Stops to report; to be called before the socket is closed, which takes it out of the set."""
-        del self._watched[fd]
+        """Stops to report, if :meth:`watch` has not failed.
+
+        To be called before the socket is closed, which takes it out of the set.
+        """
+        self._watched.pop(fd, None)
 
     def close(self) -> None:
         """Ends the polling of all sockets."""

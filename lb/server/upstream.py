@@ -2,12 +2,13 @@
 
 import asyncio
 import errno
+import logging
 import select
 import socket
 from typing import TYPE_CHECKING
 
 from lb.backends import Backend, connect_failure
-from lb.dataplane import MappedSocket, PeerGoneError, sockets
+from lb.dataplane import NO_MEMORY, MappedSocket, PeerGoneError, sockets
 from lb.server import faults
 from lb.server.guard import Guard
 from lb.server.poller import CONNECTING, STATE
@@ -17,6 +18,8 @@ from lb.slots import SlotRef
 
 if TYPE_CHECKING:
     from lb.server.client import Client
+
+_log = logging.getLogger(__name__)
 
 _BROKEN = select.EPOLLERR | select.EPOLLHUP
 _FIN = 1  # counts as a byte received
@@ -75,12 +78,13 @@ class Upstream:
                 unacknowledged=listening.timeouts.unacknowledged,
             )
             code = sock.connect_ex(address.sockaddr)
+            if code in (0, errno.EINPROGRESS):
+                self._services.poller.watch(sock.fileno(), self, CONNECTING)
         except OSError as error:
             code = error.errno or errno.EIO
         if sock is not None and code in (0, errno.EINPROGRESS):
             self._sock = sock
             self.backend.connections += 1
-            self._services.poller.watch(sock.fileno(), self, CONNECTING)
             return
         if sock is not None:
             sock.close()
@@ -92,7 +96,10 @@ class Upstream:
             self._connect_failed("timeout")
 
     def splice(self) -> bool:
-        """Maps the socket and adds it to the client's route; False if the backend is gone already."""
+        """Maps the socket and adds it to the client's route; False if that cannot be.
+
+        The backend is gone already, or the kernel has no memory, which counts as a failure to connect.
+        """
         assert self._sock is not None
         plane = self._services.plane
         listening = self.client.listening
@@ -106,6 +113,12 @@ class Upstream:
                 traffic=listening.traffic[self.backend.index],
             )
         except PeerGoneError:
+            return False
+        except OSError as error:
+            if error.errno not in NO_MEMORY:
+                raise
+            _log.warning("%s: not connected: %s", self, error)
+            self.backend.failed("no_memory")
             return False
         self.state = step(self.state, Event.INSERTED)
         self._place = plane.route(self.client.ref, self._ref, self.backend.index)

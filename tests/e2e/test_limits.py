@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import pytest
 
-from tests.e2e.balancer import Balancer, Tree, show
+from tests.e2e.balancer import Balancer, Tree, dump, read_endpoint, show
 from tests.e2e.client import Client
 from tests.e2e.lab import Lab
 from tests.e2e.messages import message, read_answer
@@ -217,6 +219,54 @@ class TestDescriptors:
         metrics = balancer.metrics()
         assert metrics.value("backend_up") == 1
         assert metrics.value("backend_weight") == 1
+
+    def test_room_comes_back_when_clients_leave(self, lab: Lab) -> None:
+        """The limit stays: there are descriptors for ten clients and no more."""
+        balancer = lab.serve([lab.backend("a")])
+        most = 10
+        clients = [balancer.connect() for _ in range(most)]
+        assert all(is_served(client) for client in clients)
+        limit(lab, balancer, descriptors(balancer))
+        complaint = "accept: Too many open files; trying again"
+        for episode in range(1, 4):
+            waiting = balancer.connect()
+            eventually_equal(lambda: balancer.log.count(complaint), episode)
+            time.sleep(0.5)  # it tries several times, and says so once
+            assert balancer.log.count(complaint) == episode
+            assert all(is_served(client) for client in clients)
+            for client in clients:
+                client.close()
+            assert is_served(waiting)
+            waiting.close()
+            eventually_equal(lambda: balancer.status()["sockets"], 0)
+            clients = [balancer.connect() for _ in range(most)]
+            assert all(is_served(client) for client in clients)
+        limit(lab, balancer, 1000)  # a scrape needs a descriptor too
+        assert balancer.metrics().value("refused_connections_total") == 0
+        assert balancer.metrics().value("backend_connect_failures_total") == 0
+
+    def test_fewer_from_the_start(self, lab: Lab) -> None:
+        """The balancer takes what its descriptors allow, so that it never lacks one."""
+        tree = lab.tree([lab.backend()])
+        path = lab.folder / "lb.yaml"
+        path.write_text(dump(tree), encoding="utf-8")
+        process = lab.start("prlimit", "--nofile=192:192", *SOCKMAP_LB, "run", "-c", str(path))
+        process.stderr.wait_for("max_connections is 64 instead of 1024: the process may have 192 descriptors")
+        endpoint = read_endpoint(process.stderr.wait_for(r" listener rpc: (\S+),", limit=30)[1])
+
+        def connect() -> Client:
+            return stack.enter_context(Client(lab.here.connect(endpoint)))
+
+        for _ in range(3):
+            with ExitStack() as stack:
+                for _ in range(32):
+                    eventually(lambda: comes_in(connect), what="there is room (again)")
+                for _ in range(10):
+                    assert not comes_in(connect)
+        process.signal(Signals.SIGTERM)
+        assert process.wait() == 0
+        assert "Too many open files" not in process.stderr.text
+        assert "Traceback" not in process.stderr.text
 
     def test_connects_that_fail_for_us_are_not_the_backends_fault(self, lab: Lab) -> None:
         balancer = lab.serve([lab.backend(name) for name in "abc"])
