@@ -16,7 +16,7 @@ import uvloop
 
 from lb import config, privileges
 from lb.admin import Admin
-from lb.dataplane import DataPlane, MachineError, Sizes, load, selftest
+from lb.dataplane import DataPlane, MachineError, Sizes, load, selftest, sockets
 from lb.metrics import Metrics
 from lb.server import Server
 from lb.server.listener import bind
@@ -44,6 +44,7 @@ def run(settings: config.Config, source: Path) -> None:
         admin = settings.admin.address
         admin_socket = stack.enter_context(_bind_admin(admin)) if admin is not None else None
         _log.info("%s", privileges.drop(settings.runtime.user))
+        sockets.require_buffer(max(listener.framing.max_message for listener in settings.listeners))
         selftest.require(plane)
         uvloop.run(_serve(settings, source, plane, bound, admin_socket))
 

@@ -56,6 +56,32 @@ def prepare(sock: socket.socket, *, max_message: int, half_message: float, unack
     Raises:
         MachineError: the receive buffer that ``max_message`` needs is not allowed.
     """
+    _fix_receive_buffer(sock, max_message)
+    seconds = int(half_message)
+    timeout = _TIMEVAL.pack(seconds, int((half_message - seconds) * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(unacknowledged * 1000))
+    silence, interval, questions = _keepalive(unacknowledged)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, silence)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, questions)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def require_buffer(max_message: int) -> None:
+    """Makes sure that sockets like those of upstreams can receive messages of ``max_message`` bytes.
+
+    To be asked without privilege, as upstreams are made.
+
+    Raises:
+        MachineError: the receive buffer that they need is not allowed.
+    """
+    with socket.socket() as sock:
+        _fix_receive_buffer(sock, max_message)
+
+
+def _fix_receive_buffer(sock: socket.socket, max_message: int) -> None:
     wanted = max(_SMALLEST_BUFFER, _MESSAGES_IN_BUFFER * max_message) // 2  # the kernel doubles it
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, wanted)
@@ -69,16 +95,6 @@ def prepare(sock: socket.socket, *, max_message: int, half_message: float, unack
             f"run `sysctl -w net.core.rmem_max={wanted}`, or set max_message to at most"
             f" {got // _MESSAGES_IN_BUFFER} bytes",
         )
-    seconds = int(half_message)
-    timeout = _TIMEVAL.pack(seconds, int((half_message - seconds) * 1e6))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(unacknowledged * 1000))
-    silence, interval, questions = _keepalive(unacknowledged)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, silence)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, questions)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 def _keepalive(unacknowledged: float) -> tuple[int, int, int]:

@@ -116,6 +116,17 @@ class TestMachine:
             "sockmap-lb: there is no user 'no-such-user'; set runtime.user to an existing one, or to `none`"
         )
 
+    def test_messages_that_do_not_fit_the_buffers_of_upstreams(self, lab: Lab, written: Path) -> None:
+        """A listener that is bound by root may have larger ones than an upstream that is made without."""
+        rmem_max = int(Path("/proc/sys/net/core/rmem_max").read_bytes())
+        if rmem_max >= 2 * 64 << 20:
+            pytest.skip("net.core.rmem_max allows the largest messages that there are")
+        protocols = {"large": {"length": {"offset": 0, "width": 4}, "max_message": "64MiB"}}
+        done = run(lab, written, configuration([NOBODY_THERE], protocol="large", protocols=protocols))
+        assert done.code == 1
+        assert f"run `sysctl -w net.core.rmem_max={2 * 64 << 20}`, or set max_message to at most " in done.err
+        assert "Traceback" not in done.err
+
     def test_too_few_descriptors(self, lab: Lab, written: Path) -> None:
         done = run(lab, written, configuration([NOBODY_THERE]), "prlimit", "--nofile=150:150")
         assert done.code == 1
