@@ -14,7 +14,8 @@ C_SOURCES := $(wildcard bpf/*.c bpf/*.h)
 
 export PYTHON
 
-.PHONY: all help bpf bpf-check deps deps-runtime venv demo bench test unit lint format clean distclean need-root
+.PHONY: all help bpf bpf-check deps deps-runtime venv demo bench test test-kernels unit lint format clean distclean \
+	need-root
 # The steps of a target build on each other: set-up first, the test run last.
 .NOTPARALLEL:
 
@@ -55,6 +56,10 @@ bench: deps $(VENV)/.installed-runtime ## messages a second beside direct connec
 
 test: need-root deps venv lint bpf-check ## everything: lint, the committed object, all tests (as root); a skip is a failure
 	SOCKMAP_LB_REQUIRE_ALL=1 $(BIN)/python -m pytest tests/unit tests/bpf tests/e2e $(PYTEST_ARGS)
+
+test-kernels: venv ## tests on Debian's kernels in virtual machines, without KVM; KERNELS='6.1 6.12'
+	@scripts/setup.sh runtime test kernels
+	VENV=$(VENV) scripts/test-kernels.sh
 
 unit: venv ## the tests that need no root
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that are missing: setup.sh GROUP...   (groups: runtime, test)
+# Installs the Debian packages that are missing: setup.sh GROUP...   (groups: runtime, test, kernels)
 # As root by apt-get; otherwise prints the command and fails if anything is missing.
 set -euo pipefail
 
@@ -17,8 +17,10 @@ test_packages=(
 	prometheus                      # promtool
 )
 
+kernels_packages=(qemu-system-x86 busybox-static cpio kmod xz-utils) # scripts/test-kernels.sh
+
 usage() {
-	echo "usage: ${0##*/} {runtime|test}..." >&2
+	echo "usage: ${0##*/} {runtime|test|kernels}..." >&2
 	exit 2
 }
 
@@ -27,6 +29,7 @@ for group in "$@"; do
 	case $group in
 	runtime) wanted+=("${runtime_packages[@]}") ;;
 	test) wanted+=("${test_packages[@]}") ;;
+	kernels) wanted+=("${kernels_packages[@]}") ;;
 	*) usage ;;
 	esac
 done
