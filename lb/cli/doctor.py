@@ -3,6 +3,7 @@
 import argparse
 import os
 import resource
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def _descriptors() -> Iterator[Finding]:
 
 
 def _receive_buffer() -> Iterator[Finding]:
-    limit = int(Path("/proc/sys/net/core/rmem_max").read_text(encoding="ascii"))
+    limit = _rmem_max()
     largest = sockets.largest_message(limit)
     detail = f"net.core.rmem_max = {limit}: messages of up to {largest} bytes"
     if largest >= 1 << 20:
@@ -94,3 +95,10 @@ def _receive_buffer() -> Iterator[Finding]:
             "warning",
             f"{detail}; for the default max_message of 1MiB run `sysctl -w net.core.rmem_max={2 << 20}`",
         )
+
+
+def _rmem_max() -> int:
+    """``net.core.rmem_max``, as a socket has it: 6.1 shows the file in the first network namespace only."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 30)
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2  # the kernel doubles it
