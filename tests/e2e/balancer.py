@@ -19,15 +19,15 @@ from lb.framing import Framing
 from lb.status import ServerStatus
 from tests.e2e.client import Client
 from tests.e2e.namespaces import Endpoint, Namespace
-from tests.e2e.polling import eventually, eventually_equal
+from tests.e2e.polling import PATIENCE, eventually, eventually_equal
 from tests.e2e.processes import SOCKMAP_LB, Process
 
 Tree = dict[str, Any]
 PREFIX = "sockmap_lb_"
 # What no log of a healthy balancer has.
 _WRONG = re.compile(r"Traceback|because of a bug| ERROR | CRITICAL |never awaited|never retrieved")
-_START = 30.0  # seconds: the imports of Python alone take several where others keep the machine busy
-_SLACK = 10.0  # seconds between the end of the drain and that of the process, on a busy machine
+_START = 30.0 * PATIENCE  # seconds: the imports of Python alone take several on a busy machine
+_SLACK = 10.0 * PATIENCE  # seconds between the end of the drain and that of the process, on a busy machine
 
 
 def configuration(

@@ -8,8 +8,9 @@ from functools import partial
 
 from lb.framing import Direction, Framer, Framing
 from tests.e2e.backend import LENGTH_PREFIXED
+from tests.e2e.polling import PATIENCE
 
-_LIMIT = 60.0
+_LIMIT = 60.0 * PATIENCE
 
 
 class Pipeline(asyncio.Protocol):

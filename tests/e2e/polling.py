@@ -1,11 +1,14 @@
 """Waiting for what no event announces: a condition is looked at again until it holds or time is up."""
 
+import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
+# How many times longer than on a busy machine everything may take: more than 1 without KVM.
+PATIENCE = float(os.environ.get("SOCKMAP_LB_PATIENCE", "1"))
 # Seconds for what takes milliseconds on an idle machine: a test that waits longer has found something.
-LIMIT = 10.0
+LIMIT = 10.0 * PATIENCE
 _INTERVAL = 0.005
 
 T = TypeVar("T")

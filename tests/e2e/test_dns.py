@@ -83,7 +83,7 @@ def test_dnsperf(site: Site, listener: str, tmp_path: Path) -> None:
     before = per_backend(site, listener)
     done = site.lab.run(
         "dnsperf", "-m", "tcp", "-s", host, "-p", str(port), "-d", str(queries),
-        "-n", "3", "-c", "20", "-q", "200", "-t", "5", where=site.clients
+        "-n", "3", "-c", "20", "-q", "200", "-t", f"{LIMIT:g}", where=site.clients
     )  # fmt: skip
     assert done.code == 0, done.err
     report = dict(re.findall(r"^ +([\w ()]+): +(\S.*)$", done.out, re.MULTILINE))

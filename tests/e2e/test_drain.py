@@ -9,9 +9,9 @@ import pytest
 from tests.e2e.balancer import Balancer
 from tests.e2e.lab import Lab
 from tests.e2e.messages import message, read_answer
-from tests.e2e.polling import eventually, eventually_equal
+from tests.e2e.polling import PATIENCE, eventually, eventually_equal
 
-AT_ONCE = 3.0  # seconds, on a busy machine
+AT_ONCE = 3.0 * PATIENCE  # seconds, on a busy machine
 
 
 def wait_draining(balancer: Balancer) -> None:
