@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs tests on other kernels than this machine's: Debian's, in QEMU, without KVM.
+# Runs tests on other kernels than this machine's: Debian's, in QEMU, without KVM. As root.
 #
 #   test-kernels.sh                                 the matrix: one line per kernel, 0 if all tests passed
 #   test-kernels.sh --kernel 6.1                    one kernel of it
@@ -27,6 +27,7 @@ source_tree=$(cd "${SOURCE:-$here}" && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/sockmap-lb/kernels
 limit=${LIMIT:-3600}
 boot_modules=(virtio_pci 9p 9pnet_virtio overlay)
+patience=4 # times as long as on the machine itself, which QEMU shares with whatever else runs there
 
 die() {
 	echo "test-kernels: $*" >&2
@@ -113,6 +114,16 @@ boot() {
 	return 125
 }
 
+# The selection: what pytest is to run, each at a line. A file that is not there is found now, not after a boot.
+select_tests() {
+	local test
+	mapfile -t selection < <(sed 's/#.*//; s/[[:space:]]*$//; /^$/d' "$here/tests/kernels/selection")
+	for test in "${selection[@]}"; do
+		[[ $test == -* ]] || (cd "$source_tree" && compgen -G "${test%%::*}" >/dev/null) ||
+			die "tests/kernels/selection names ${test%%::*}, which $source_tree does not have"
+	done
+}
+
 # The number before a word in pytest's last line.
 count() {
 	local number
@@ -122,10 +133,10 @@ count() {
 
 # Runs the selection on a kernel, prints its line and returns 0 if everything passed.
 test_on() {
-	local folder=$1 title=$2 log=$3 work=$4 tests start=$SECONDS code=0 failed warnings result=ok
-	tests=$(sed 's/#.*//' "$here/tests/kernels/selection" | xargs)
-	prepare "$folder" "SOCKMAP_LB_REQUIRE_ALL=1 python -m pytest -p no:cacheprovider --basetemp=/run/pytest \
-		--durations=10 $tests ${PYTEST_ARGS:-}" "$work"
+	local folder=$1 title=$2 log=$3 work=$4 start=$SECONDS code=0 failed warnings result=ok
+	prepare "$folder" "SOCKMAP_LB_REQUIRE_ALL=1 SOCKMAP_LB_PATIENCE=$patience python -m pytest \
+		-p no:cacheprovider --basetemp=/run/pytest --timeout=$((120 * patience)) --durations=10 \
+		${selection[*]} ${PYTEST_ARGS:-}" "$work"
 	boot "$folder" "$work" >"$log" 2>&1 || code=$?
 	failed=$(($(count "$log" failed) + $(count "$log" 'errors?')))
 	warnings=$(grep -cE 'WARNING: |BUG: |INFO: task .* blocked' "$work/exchange/dmesg" 2>/dev/null || true)
@@ -143,6 +154,7 @@ test_on() {
 }
 
 kernels=()
+selection=()
 command=
 while (($#)); do
 	case $1:${2:+value} in
@@ -157,6 +169,7 @@ while (($#)); do
 done
 ((${#kernels[@]})) || read -ra kernels <<<"${KERNELS:-6.1 6.12 newest}"
 
+((EUID == 0)) || die "the machine sees this one's files with your rights, and the tests need root's: run it as root"
 venv=
 for folder in "${VENV:-$source_tree/.venv}" "$here/.venv"; do
 	[[ -x $folder/bin/python ]] && venv=$(cd "$folder" && pwd) && break
@@ -165,6 +178,8 @@ done
 for program in qemu-system-x86_64 busybox cpio modprobe depmod xz; do
 	command -v "$program" >/dev/null || die "$program is not installed: run scripts/setup.sh kernels"
 done
+
+[[ $command ]] || select_tests
 
 top=$(mktemp -d)
 trap 'rm -rf "$top"' EXIT
@@ -175,20 +190,20 @@ for kernel in "${kernels[@]}"; do
 	package=$(find_package "$kernel") || die "no Linux $kernel among the packages of this machine: apt-get update?"
 	version=$(apt-cache show --no-all-versions "$package" | sed -n 's/^Version: //p')
 	release=${package#linux-image-}
-	release=${release%-unsigned}
+	title="${release%-unsigned} ($version)"
 	if [[ ${done_as[$package]:-} ]]; then
-		echo "$kernel: the same as ${done_as[$package]}"
+		echo "$kernel: the same as ${done_as[$package]}: $title"
 		continue
 	fi
 	done_as[$package]=$kernel
 	folder=$(unpack "$package" "$version")
 	code=0
 	if [[ $command ]]; then
-		echo "test-kernels: $release ($version)" >&2
+		echo "test-kernels: $title" >&2
 		prepare "$folder" "$command" "$top/$kernel"
 		boot "$folder" "$top/$kernel" || code=$?
 	else
-		test_on "$folder" "$release ($version)" "$here/build/kernels/$kernel.log" "$top/$kernel" || code=$?
+		test_on "$folder" "$title" "$here/build/kernels/$kernel.log" "$top/$kernel" || code=$?
 	fi
 	((code == 0)) || worst=$code
 done
