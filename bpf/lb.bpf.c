@@ -4,10 +4,22 @@
  *
  * The kernel's strparser asks lb_parser how long the message at the head of a
  * socket's stream is, waits until it is whole, and hands it to lb_verdict, which
- * sends it on to another socket of the sockmap, leaves it to user space, or
- * drops it. Both programs of one socket run under that socket's lock, so what a
- * slot keeps about itself as a *source* needs no atomics; as a *destination* it
- * is written by any CPU.
+ * sends it on to another socket. Both programs of one socket run under that socket's
+ * lock, so what a slot keeps about itself as a *source* needs no atomics; as a
+ * *destination* it is written by any CPU.
+ *
+ * Back-pressure. Nothing in the kernel slows a sender down because what it sent
+ * waits for somebody else. So the parser looks first whether there is room, and if
+ * there is none it *pauses* the source: it answers -EAGAIN in front of a message. The
+ * strparser stops there, the bytes stay in the TCP receive queue, which is accounted
+ * and closes the window, and the error wakes user space, which puts the socket into
+ * lb_sources again when there is room (DataPlane.resume). EAGAIN, because a sender
+ * that meets the pending error of a socket takes it for a full buffer and tries again.
+ * Only in front of a message: one that has begun to come in would be lost.
+ *
+ * Messages are accounted for when they are measured, if they are whole then: the
+ * verdict follows at once. One that is still coming in is accounted for in its
+ * verdict.
  *
  * Facts that the code leans on (each has a test under tests/bpf):
  *  - The context shows the start of the TCP segment, not of the message; where
@@ -16,11 +28,12 @@
  *    and one send then carry them all (lb_measure).
  *  - The parser must not change the packet, and reads by bpf_skb_load_bytes:
  *    the linear part is often empty.
+ *  - After an error the strparser still offers what the segment holds to the parser:
+ *    a pause has to be repeated until user space ends it.
  *  - The strparser waits for the rest of some messages without a time limit if it
  *    is told their length early (lb_untimed).
  *  - Redirecting to a dead socket reports success and loses the data, and a
- *    missing key makes the helper return SK_DROP: the verdict looks at the
- *    destination's TCP state and never returns the helper's SK_DROP.
+ *    missing key makes the helper return SK_DROP (lb_room).
  *  - Softirq programs interrupt those in process context, so per-CPU scratch is
  *    unsafe; scratch lives in the slot. Counters are atomic although per CPU.
  */
@@ -34,8 +47,6 @@
 #include "lb_count.h"
 #include "lb_loop.h"
 #include "lb_maps.h"
-#include "lb_marks.h"
-#include "lb_pick.h"
 #include "lb_position.h"
 #include "lb_slot.h"
 #include "lb_timer.h"
@@ -53,189 +64,241 @@ static __always_inline void lb_loop(__u32 n, long (*step)(__u32, void *), void *
 }
 
 #include "lb_framing.h"
+#include "lb_inflight.h"
+#include "lb_choose.h"
 
-SEC("sk_skb/stream_parser")
-int lb_parser(struct __sk_buff *skb)
+enum {
+	LB_CLIENT_STATES = 1U << LB_TCP_ESTABLISHED | 1U << LB_TCP_CLOSE_WAIT,
+};
+
+/* Whether the client of an upstream lets its responses wait. */
+static __always_inline bool lb_client_full(struct lb_slot *upstream)
+{
+	struct lb_slot *client = lb_slot_of(upstream->client, upstream->client_generation);
+	struct lb_room room;
+
+	if (!client)
+		return false;
+	room = lb_room(upstream->client, client, LB_CLIENT_STATES);
+	return room.alive && lb_full(&room, client);
+}
+
+/* The post channel: a header, which is dropped, and the message that it speaks of. */
+static __always_inline int lb_post_length(struct lb_slot *post, __u32 available)
+{
+	if (post->post.length)
+		return post->post.length;
+	return available < sizeof(struct lb_post) ? 0 : (int)sizeof(struct lb_post);
+}
+
+/*
+ * Measures what stands at offset, and accounts for whole messages. Gives the length as
+ * the parser returns it, or 0 with source->paused set: there is no room.
+ */
+static __always_inline int lb_take(struct __sk_buff *skb, struct lb_slot *source, __u32 number,
+				   struct lb_framing *framing, __u32 offset, __u32 available,
+				   bool begun)
 {
 	struct lb_measuring measuring = {
+		.framing = framing,
 		.stream = skb,
+		.window = source->window,
+		.offset = offset,
+		.available = available,
+		.limit = source->batch,
+		.from_client = source->role == LB_ROLE_CLIENT,
+		.slot = number,
+		.generation = source->generation,
+		.backend = source->backend,
+		.now = lb_now(),
 		.total = lb_unknown(0),
 		.batch = {
 			.length = lb_unknown(0),
 			.messages = lb_unknown(0),
 			.expecting = lb_unknown(0),
+			.answers = lb_unknown(0),
 		},
 	};
+	struct lb_choosing choosing = { .framing = framing, .client = source, .begun = begun };
+	enum lb_pause why = LB_RUNNING;
+	struct lb_batch batch;
+
+	if (measuring.from_client) {
+		why = lb_choose(&choosing, number);
+		measuring.slot = choosing.slot;
+		measuring.generation = choosing.done ? choosing.generation : 0;
+		if (!choosing.done)
+			measuring.limit = 1;
+		else if (choosing.limit < measuring.limit)
+			measuring.limit = choosing.limit;
+	} else if (!begun && lb_client_full(source)) {
+		why = LB_PAUSED_FULL;
+	}
+	if (!begun) {
+		if (*(volatile __u32 *)&source->hold)
+			why = LB_PAUSED_HELD;
+		if (why) {
+			source->paused = why;
+			lb_count(LB_PAUSES_FULL + (why - LB_PAUSED_FULL), 1);
+			return 0;
+		}
+	}
+
+	batch = lb_measure(&measuring);
+	source->started = batch.length >= 0 && (!batch.length || (__u32)batch.length > available);
+	source->batched = batch.messages;
+	source->expecting = batch.expecting;
+	source->answers = batch.answers;
+	source->id = batch.id;
+	source->target_generation = 0;
+	if (measuring.from_client && choosing.done && batch.length > 0 && !source->started) {
+		source->target = choosing.slot;
+		source->target_generation = choosing.generation;
+		lb_charge_requests(&choosing, batch.messages, batch.expecting);
+	}
+	return batch.length;
+}
+
+SEC("sk_skb/stream_parser")
+int lb_parser(struct __sk_buff *skb)
+{
 	struct lb_position position;
 	struct lb_framing *framing;
-	struct lb_marks *marks;
-	struct lb_batch batch;
 	struct lb_slot *slot;
-	__u32 number;
+	__u32 number, available;
+	int length;
 
 	slot = lb_source(skb, &number);
 	if (!slot)
 		return -ENOENT;
-	framing = bpf_map_lookup_elem(&lb_framings, &slot->framing);
-	marks = bpf_map_lookup_elem(&lb_marks, &number);
-	if (!framing || !marks)
-		return -ENOENT;
 	if (lb_position(skb, &position))
 		return -EFAULT;
+	available = skb->len - position.offset;
+	if (slot->role == LB_ROLE_POST)
+		return lb_post_length(slot, available);
+	if (slot->role == LB_ROLE_CANARY)
+		return available;
+	if (slot->paused)
+		return -EAGAIN;
+	framing = bpf_map_lookup_elem(&lb_framings, &slot->framing);
+	if (!framing)
+		return -ENOENT;
 
-	measuring.framing = framing;
-	measuring.window = slot->window;
-	measuring.tags = marks->tags;
-	measuring.offset = position.offset;
-	measuring.available = skb->len - position.offset;
-	measuring.limit = slot->batch;
-	measuring.from_client = slot->role == LB_ROLE_CLIENT;
-	batch = lb_measure(&measuring);
-	slot->batched = batch.messages;
-	slot->expecting = batch.expecting;
+	length = lb_take(skb, slot, number, framing, position.offset, available, slot->started);
+	if (slot->paused)
+		return -EAGAIN;
 	/* 0, "the header is incomplete", always starts the timer. */
-	if (batch.length > (__s64)measuring.available && lb_untimed(skb, batch.length))
+	if (length > 0 && slot->started && lb_untimed(skb, length))
 		return 0;
-	return batch.length;
+	return length;
 }
 
-static __always_inline int lb_pass(struct lb_slot *slot, __u32 bytes, enum lb_counter why)
+/* A message that came in piece by piece: what the parser does for whole ones. */
+static __always_inline void lb_finish_request(struct __sk_buff *skb, struct lb_slot *client,
+					      __u32 number, struct lb_framing *framing,
+					      const struct lb_position *position)
 {
-	slot->passed_messages += slot->batched;
-	slot->passed_bytes += bytes;
-	lb_count(why, slot->batched);
-	return SK_PASS;
-}
+	struct lb_choosing choosing = { .framing = framing, .client = client, .begun = 1 };
+	struct lb_measuring measuring = { .framing = framing, .stream = skb };
 
-struct lb_choosing {
-	struct __sk_buff *skb;
-	struct lb_framing *framing;
-	struct lb_slot *client;
-	struct lb_route *route;
-	struct lb_turns *turns;
-	__u32 excluded;
-	__u32 slot; /* of the upstream that the message was redirected to */
-	bool done;
-};
-
-/* One attempt: pick an upstream, see that it lives, redirect. 1 ends it. */
-static long lb_choose_step(__u32 i, void *context)
-{
-	struct lb_choosing *c = context;
-	struct lb_slot *client = c->client;
-	struct lb_upstream *reference;
-	int picked;
-
-	/* Answers keep their order only while one upstream gives them all. */
-	if (c->framing->flags & LB_FIFO && client->sent != client->answered) {
-		if (i)
-			return 1;
-		picked = client->chosen;
-	} else {
-		picked = lb_pick(client, c->route, c->turns, c->excluded);
-	}
-	if (picked < 0)
-		return 1;
-	picked &= LB_MAX_UPSTREAMS - 1;
-	c->excluded |= 1U << picked;
-	reference = &c->route->upstreams[picked];
-	c->slot = reference->slot;
-	if (!lb_slot_of(c->slot, reference->generation) ||
-	    !lb_alive(c->slot, 1U << LB_TCP_ESTABLISHED))
-		return 0;
-	if (bpf_sk_redirect_map(c->skb, &lb_socks, c->slot, 0) != SK_PASS)
-		return 0;
-	client->chosen = picked;
-	c->done = true;
-	return 1;
-}
-
-/* A client's messages: to one of its upstreams. */
-static __always_inline int lb_request(struct __sk_buff *skb, struct lb_slot *client,
-				      __u32 client_number, __u32 bytes)
-{
-	struct lb_choosing choosing = {
-		.skb = skb,
-		.client = client,
-		.excluded = lb_unknown(0),
-	};
-	struct lb_framing *framing = bpf_map_lookup_elem(&lb_framings, &client->framing);
-	struct lb_marks *marks = bpf_map_lookup_elem(&lb_marks, &client_number);
-	struct lb_route *route = bpf_map_lookup_elem(&lb_routes, &client_number);
-	struct lb_marks *upstream_marks;
-	struct lb_backend *backend;
-	struct lb_traffic *traffic;
-	struct lb_slot *upstream;
-	struct lb_turns *turns;
-	__u32 zero = 0;
-
-	turns = bpf_map_lookup_elem(&lb_turns, &zero);
-	if (*(volatile __u32 *)&client->hold)
-		return lb_pass(client, bytes, LB_PASSED_HELD);
-	if (!framing || !marks || !route || !turns)
-		return lb_pass(client, bytes, LB_PASSED_NO_UPSTREAM);
-
-	choosing.framing = framing;
-	choosing.route = route;
-	choosing.turns = turns;
-	bpf_loop(LB_MAX_UPSTREAMS, lb_choose_step, &choosing, 0);
+	lb_choose(&choosing, number);
 	if (!choosing.done)
-		return lb_pass(client, bytes, LB_PASSED_NO_UPSTREAM);
-
-	/* The message leaves after this program has returned: count it first. */
-	upstream = bpf_map_lookup_elem(&lb_slots, &choosing.slot);
-	upstream_marks = bpf_map_lookup_elem(&lb_marks, &choosing.slot);
-	if (!upstream || !upstream_marks)
-		return SK_PASS;
-	lb_mark(framing, client, marks, upstream, upstream_marks);
-	lb_add(&upstream->redirected_bytes, bytes);
-	lb_add(&upstream->sent, client->expecting);
-	lb_add(&client->sent, client->expecting);
-	backend = bpf_map_lookup_elem(&lb_backends, &upstream->backend);
-	if (backend) {
-		lb_charge(turns, upstream->backend, backend->stride, client->pool, client->batched);
-		lb_add(&backend->sent, client->expecting);
+		return;
+	client->target = choosing.slot;
+	client->target_generation = choosing.generation;
+	if (lb_by_id(framing) && client->expecting) {
+		measuring.slot = choosing.slot;
+		measuring.generation = choosing.generation;
+		measuring.now = lb_now();
+		lb_note(&measuring, client->id, position->offset, position->length);
 	}
+	lb_charge_requests(&choosing, client->batched, client->expecting);
+}
+
+static __always_inline void lb_finish_response(struct __sk_buff *skb, struct lb_slot *upstream,
+					       __u32 number, struct lb_framing *framing)
+{
+	struct lb_measuring measuring = {
+		.framing = framing,
+		.stream = skb,
+		.slot = number,
+		.generation = upstream->generation,
+		.backend = upstream->backend,
+		.now = lb_now(),
+	};
+
+	if (!lb_by_id(framing) || !upstream->expecting)
+		return;
+	upstream->answers = lb_awaited(&measuring, upstream->id);
+	if (!upstream->answers && !(framing->flags & LB_MANY_RESPONSES))
+		upstream->expecting = 0;
+}
+
+/*
+ * A client's messages: to the upstream that was chosen. They have been accounted for:
+ * if the upstream was removed meanwhile they are among what was outstanding there.
+ */
+static __always_inline int lb_request(struct __sk_buff *skb, struct lb_slot *client, __u32 bytes)
+{
+	struct lb_slot *upstream = lb_slot_of(client->target, client->target_generation);
+	struct lb_traffic *traffic;
+
+	if (!client->target_generation) {
+		client->passed_messages += client->batched;
+		lb_count(LB_PASSED_NO_UPSTREAM, client->batched);
+		return SK_PASS; /* user space hears of it, and ends the client */
+	}
+	if (!upstream)
+		goto gone;
+	/* The message leaves after this program has returned: count it first. */
+	lb_add(&upstream->redirected_bytes, bytes);
+	if (bpf_sk_redirect_map(skb, &lb_socks, client->target, 0) != SK_PASS)
+		goto gone;
 	traffic = bpf_map_lookup_elem(&lb_traffic, &upstream->traffic);
 	if (traffic) {
 		lb_add(&traffic->requests, client->batched);
 		lb_add(&traffic->request_bytes, bytes);
 	}
 	return SK_PASS;
+gone:
+	lb_count(LB_DROPPED_UPSTREAM_GONE, client->batched - client->expecting);
+	return SK_DROP;
 }
 
 /* A backend's messages: to the client that the upstream belongs to. */
 static __always_inline int lb_response(struct __sk_buff *skb, struct lb_slot *upstream,
-				       __u32 upstream_number, __u32 bytes)
+				       __u32 number, struct lb_framing *framing, __u32 bytes)
 {
-	struct lb_framing *framing = bpf_map_lookup_elem(&lb_framings, &upstream->framing);
 	struct lb_backend *backend = bpf_map_lookup_elem(&lb_backends, &upstream->backend);
-	struct lb_marks *marks = bpf_map_lookup_elem(&lb_marks, &upstream_number);
-	__u32 states = 1U << LB_TCP_ESTABLISHED | 1U << LB_TCP_CLOSE_WAIT;
+	__u64 outstanding = upstream->sent - upstream->answered, answered;
 	struct lb_traffic *traffic;
-	__u64 outstanding, answered;
 	struct lb_slot *client;
+	struct lb_room room;
 
-	client = lb_slot_of(upstream->client, upstream->client_generation);
-	if (!client || !framing || !backend || !marks)
-		goto gone;
-	outstanding = upstream->sent - upstream->answered;
-	if (!upstream->expecting || (framing->flags & LB_FIFO && !outstanding)) {
+	if (!backend || !upstream->expecting || (framing->flags & LB_FIFO && !outstanding)) {
 		lb_count(LB_DROPPED_UNSOLICITED, upstream->batched);
 		return SK_DROP;
 	}
-	if (!lb_alive(upstream->client, states))
+	if (lb_by_id(framing)) {
+		answered = upstream->answers;
+	} else {
+		/* A request may have several responses; it is outstanding until the first. */
+		answered = upstream->expecting < outstanding ? upstream->expecting : outstanding;
+		lb_measured(number, upstream->backend, upstream->answered, answered);
+	}
+	lb_add(&upstream->answered, answered);
+	lb_add(&backend->answered, answered);
+	client = lb_slot_of(upstream->client, upstream->client_generation);
+	if (!client)
 		goto gone;
+	lb_add(&client->answered, answered);
+	room = lb_room(upstream->client, client, LB_CLIENT_STATES);
+	if (!room.alive)
+		goto gone;
+	lb_add(&client->redirected_bytes, bytes);
 	if (bpf_sk_redirect_map(skb, &lb_socks, upstream->client, 0) != SK_PASS)
 		goto gone;
 
-	/* A request may have several responses; it is outstanding until the first. */
-	answered = upstream->expecting < outstanding ? upstream->expecting : outstanding;
-	lb_measured(framing, upstream, marks);
-	lb_add(&upstream->answered, answered);
-	lb_add(&client->answered, answered);
-	lb_add(&client->redirected_bytes, bytes);
-	lb_add(&backend->answered, answered);
 	traffic = bpf_map_lookup_elem(&lb_traffic, &upstream->traffic);
 	if (traffic) {
 		lb_add(&traffic->responses, upstream->batched);
@@ -247,26 +310,100 @@ gone:
 	return SK_DROP;
 }
 
+/* An answer of the balancer's own, to the client that a header names. */
+static __always_inline int lb_reply(struct __sk_buff *skb, struct lb_slot *post, __u32 bytes)
+{
+	struct lb_slot *client = lb_slot_of(post->post.slot, post->post.generation);
+	struct lb_room room = {};
+
+	if (client)
+		room = lb_room(post->post.slot, client, LB_CLIENT_STATES);
+	if (client && room.alive) {
+		lb_add(&client->redirected_bytes, bytes);
+		if (bpf_sk_redirect_map(skb, &lb_socks, post->post.slot, 0) == SK_PASS) {
+			lb_count(LB_REPLIES, 1);
+			return SK_PASS;
+		}
+	}
+	lb_count(LB_DROPPED_CLIENT_GONE, 1);
+	return SK_DROP;
+}
+
+/* A message of a source that user space has taken over. */
+static __always_inline int lb_forward(struct __sk_buff *skb, struct lb_slot *post,
+				      const struct lb_position *position)
+{
+	__u32 number = post->post.slot, bytes = position->length;
+	struct lb_slot *source = lb_slot_of(number, post->post.generation);
+	struct lb_framing *framing;
+	int verdict;
+
+	framing = source ? bpf_map_lookup_elem(&lb_framings, &source->framing) : NULL;
+	if (!framing) {
+		lb_count(LB_DROPPED_CLIENT_GONE, 1);
+		return SK_DROP;
+	}
+	lb_take(skb, source, number, framing, position->offset, bytes, true);
+	source->started = 0;
+	if (source->role == LB_ROLE_CLIENT)
+		verdict = lb_request(skb, source, bytes);
+	else
+		verdict = lb_response(skb, source, number, framing, bytes);
+	if (source->role == LB_ROLE_CLIENT && !source->target_generation)
+		verdict = SK_DROP; /* it was counted as passed: user space ends the client */
+	lb_count(LB_FORWARDED, 1);
+	lb_add(&source->consumed_bytes, bytes);
+	return verdict;
+}
+
+static __always_inline int lb_post_verdict(struct __sk_buff *skb, struct lb_slot *post,
+					   const struct lb_position *position)
+{
+	struct lb_post header;
+
+	if (!post->post.length) {
+		if (bpf_skb_load_bytes(skb, position->offset, &header, sizeof(header)))
+			return SK_DROP;
+		post->post = header;
+		return SK_DROP;
+	}
+	post->post.length = 0;
+	if (post->post.kind == LB_POST_REPLY)
+		return lb_reply(skb, post, position->length);
+	return lb_forward(skb, post, position);
+}
+
 SEC("sk_skb/stream_verdict")
 int lb_verdict(struct __sk_buff *skb)
 {
 	struct lb_position position;
+	struct lb_framing *framing;
 	struct lb_slot *slot;
-	__u32 number, bytes;
-	int verdict;
+	int verdict = SK_DROP;
+	__u32 number;
+	bool started;
 
 	slot = lb_source(skb, &number);
-	if (!slot || lb_position(skb, &position)) {
+	framing = slot ? bpf_map_lookup_elem(&lb_framings, &slot->framing) : NULL;
+	if (!framing || lb_position(skb, &position)) {
 		lb_count(LB_DROPPED_UNKNOWN_SOURCE, 1);
 		return SK_DROP;
 	}
-	bytes = position.length;
-	if (slot->role == LB_ROLE_CLIENT)
-		verdict = lb_request(skb, slot, number, bytes);
-	else
-		verdict = lb_response(skb, slot, number, bytes);
+	started = slot->started;
+	slot->started = 0;
+	if (slot->role == LB_ROLE_CLIENT) {
+		if (started)
+			lb_finish_request(skb, slot, number, framing, &position);
+		verdict = lb_request(skb, slot, position.length);
+	} else if (slot->role == LB_ROLE_UPSTREAM) {
+		if (started)
+			lb_finish_response(skb, slot, number, framing);
+		verdict = lb_response(skb, slot, number, framing, position.length);
+	} else if (slot->role == LB_ROLE_POST) {
+		verdict = lb_post_verdict(skb, slot, &position);
+	}
 	/* User space takes this as "decided", so it comes last. */
-	lb_add(&slot->consumed_bytes, bytes);
+	lb_add(&slot->consumed_bytes, position.length);
 	return verdict;
 }
 

@@ -26,12 +26,29 @@ enum lb_limit {
 	LB_BUCKETS = 128, /* of a duration histogram: 4 for each power of two */
 	LB_STRIDE = 1 << 20, /* virtual time of one message at weight 1 */
 	LB_MAX_LENGTH = 0x7fffffff, /* a length field above this is an error in any framing */
+	LB_MAX_HEAD = 288, /* of a request, kept for an error reply: a DNS header and question */
 };
 
 enum lb_role {
 	LB_ROLE_FREE,
 	LB_ROLE_CLIENT,
 	LB_ROLE_UPSTREAM,
+	LB_ROLE_POST, /* what user space has to say to mapped sockets */
+	LB_ROLE_CANARY, /* shows that the strparser's queue has run empty; its data is dropped */
+};
+
+/* Why a source stands still: the parser stops it in front of a message. */
+enum lb_pause {
+	LB_RUNNING,
+	LB_PAUSED_FULL, /* all destinations have their budget of bytes waiting */
+	LB_PAUSED_LIMIT, /* all backends have max_outstanding requests */
+	LB_PAUSED_NO_UPSTREAM, /* no live upstream */
+	LB_PAUSED_HELD, /* user space asked for it */
+};
+
+enum lb_post_kind {
+	LB_POST_FORWARD, /* a message of the source named, which user space has taken over */
+	LB_POST_REPLY, /* an answer of the balancer's own to the client named */
 };
 
 enum lb_balance {
@@ -46,15 +63,23 @@ enum lb_framing_flag {
 	LB_HAS_NO_RESPONSE = 1 << 2,
 	LB_HAS_MAGIC = 1 << 3,
 	LB_FIFO = 1 << 4,
+	LB_MANY_RESPONSES = 1 << 5, /* a request may get several */
+	LB_KEEP_HEADS = 1 << 6, /* of requests, for error replies */
 };
 
-/* Index of lb_counters; everything but a redirect has one. */
+/* Index of lb_counters, in messages (the pauses: in pauses); everything but a redirect has one. */
 enum lb_counter {
-	LB_PASSED_NO_UPSTREAM, /* no live upstream to send the message to */
-	LB_PASSED_HELD, /* the client is being drained */
+	LB_PASSED_NO_UPSTREAM, /* its last upstream died while the message was still coming in */
 	LB_DROPPED_CLIENT_GONE, /* a response to a client that has left */
 	LB_DROPPED_UNSOLICITED, /* a backend's message that answers nothing */
+	LB_DROPPED_UPSTREAM_GONE, /* a message without response whose upstream was just removed */
 	LB_DROPPED_UNKNOWN_SOURCE, /* the socket has no entry in lb_conns */
+	LB_FORWARDED, /* messages that user space posted for a source that it had taken over */
+	LB_REPLIES, /* answers of the balancer's own */
+	LB_PAUSES_FULL,
+	LB_PAUSES_LIMIT,
+	LB_PAUSES_NO_UPSTREAM,
+	LB_PAUSES_HELD,
 	LB_COUNTERS,
 };
 
@@ -91,11 +116,20 @@ struct lb_backend {
 	__u32 weight; /* 0: no new messages */
 	__u32 stride; /* LB_STRIDE / weight */
 	__u64 written_off; /* requests whose response can no longer come */
-	__u64 pad0[6];
+	__u64 max_outstanding; /* requests; 0: no limit */
+	__u64 pad0[5];
 
 	__u64 sent; /* requests that get a response */
 	__u64 answered;
 	__u64 pad1[6];
+};
+
+/* Before each message of the post channel. */
+struct lb_post {
+	__u32 length; /* of the message */
+	enum lb_post_kind kind;
+	__u32 slot;
+	__u32 generation;
 };
 
 /* One socket of the sockmap. */
@@ -110,25 +144,44 @@ struct lb_slot {
 	__u32 traffic; /* upstream: row of lb_traffic */
 	__u32 client; /* upstream: slot of the client it belongs to */
 	__u32 client_generation;
-	__u32 hold; /* client: pass every message */
-	__u64 pad0[3];
+	__u32 budget; /* bytes that may wait for this socket before its senders are paused */
+	__u32 hold; /* pause in front of the next message */
+	__u32 pad0;
+	__u64 written_off; /* client: of its requests, those whose response cannot come any more */
+	__u64 pad1;
 
-	/* the slot's own programs, which its socket lock serialises */
+	/*
+	 * The slot as a source: its own programs, which its socket lock serialises. User
+	 * space clears paused while the socket is out of lb_sources. For a source that
+	 * user space has taken over, the post channel's programs write here instead.
+	 */
 	__u64 consumed_bytes; /* bytes that got a verdict */
 	__u64 passed_messages;
-	__u64 passed_bytes;
+	__u64 id; /* from parser to verdict: of a message that is still coming in */
+	enum lb_pause paused;
+	__u32 started; /* a message that is still coming in: too late to pause */
 	__u32 batched; /* from parser to verdict: messages in what was measured */
 	__u32 expecting; /* of these, how many get or are a response */
 	__u32 chosen; /* fifo: index of the upstream in use */
-	__u32 pad1;
+	__u32 target; /* from parser to verdict: slot and generation of the destination */
+	__u32 target_generation;
+	__u32 answers; /* from parser to verdict: responses that were awaited */
+	struct lb_post post; /* post channel: of the message to come, length 0: a header comes */
 	__u8 window[64]; /* scratch: the start of the message being measured */
-	__u64 pad2[3];
+	__u64 pad2[7];
 
-	/* any program: the slot as a destination */
+	/* the slot as a destination: any program */
 	__u64 redirected_bytes;
+	__u64 base; /* 1 << 32 | write_seq before the first redirect; 0: there was none */
 	__u64 sent; /* requests that get a response; client: from it, upstream: to it */
 	__u64 answered;
-	__u64 pad3[5];
+	__u64 ambiguous; /* upstream: requests among sent that have no entry in lb_inflight */
+	__u64 disambiguated; /* of these, answered */
+	__u64 quiet; /* upstream: requests that get no response */
+	__u64 delivered_quiet; /* of these, acknowledged for sure */
+	__u64 mark_bytes; /* when so many bytes are acknowledged ... */
+	__u64 mark_quiet; /* ... these are too */
+	__u64 pad3[6];
 };
 
 /* A reference to an upstream of a client. generation 0: not in use. */
@@ -144,10 +197,29 @@ struct lb_route {
 	struct lb_upstream upstreams[LB_MAX_UPSTREAMS];
 };
 
-/* Programs only. Times are (tag << 32 | microseconds), 0: free. */
+/* Programs only, where the order of requests tells them apart. (tag << 32 | microseconds), 0: free.
+ */
 struct lb_marks {
 	__u64 times[LB_MARKS];
-	__u32 tags[LB_MAX_BATCH]; /* from parser to verdict */
+};
+
+/* Requests that are outstanding, where ids tell them apart. */
+struct lb_inflight_key {
+	__u32 slot; /* of the upstream */
+	__u32 generation;
+	__u64 id;
+};
+
+struct lb_inflight {
+	__u32 time; /* microseconds */
+	__u32 pad;
+};
+
+/* The start of an outstanding request, by the same key. */
+struct lb_head {
+	__u32 length;
+	__u8 bytes[LB_MAX_HEAD];
+	__u32 pad;
 };
 
 struct lb_conn {
@@ -178,10 +250,13 @@ struct lb_turns {
 _Static_assert(sizeof(struct lb_field) == 32, "lb_field");
 _Static_assert(sizeof(struct lb_framing) == 24 + 5 * 32, "lb_framing");
 _Static_assert(sizeof(struct lb_backend) == 128, "lb_backend");
-_Static_assert(sizeof(struct lb_slot) == 64 + 128 + 64, "lb_slot");
+_Static_assert(sizeof(struct lb_slot) == 64 + 192 + 128, "lb_slot");
 _Static_assert(__builtin_offsetof(struct lb_slot, consumed_bytes) == 64, "own line");
-_Static_assert(__builtin_offsetof(struct lb_slot, redirected_bytes) == 192, "own line");
+_Static_assert(__builtin_offsetof(struct lb_slot, redirected_bytes) == 256, "own line");
 _Static_assert(sizeof(struct lb_route) == 512, "lb_route");
-_Static_assert(sizeof(struct lb_marks) == 512, "lb_marks");
+_Static_assert(sizeof(struct lb_marks) == 256, "lb_marks");
+_Static_assert(sizeof(struct lb_inflight_key) == 16, "lb_inflight_key");
+_Static_assert(sizeof(struct lb_head) == 8 + LB_MAX_HEAD, "lb_head");
+_Static_assert(sizeof(struct lb_post) == 16, "lb_post");
 
 #endif

@@ -4,13 +4,19 @@
  * no helpers, so that the host compiler builds them too and the tests compare
  * them with the Python oracle (lb/framing/oracle.py) byte for byte.
  *
- * Before it includes this file, the caller defines LB_STREAM and two functions:
+ * Before it includes this file, the caller defines LB_STREAM and, after it has
+ * declared struct lb_measuring, four functions:
  *
  *   static int lb_load(LB_STREAM *stream, __u32 offset, void *to, __u32 length);
  *   static void lb_loop(__u32 n, long (*step)(__u32 i, void *context), void *context);
+ *   static void lb_note(struct lb_measuring *m, __u64 id, __u32 offset, __u32 length);
+ *   static int lb_awaited(struct lb_measuring *m, __u64 id);
  *
  * lb_load() copies bytes of the stream; lb_loop() is bpf_loop() in BPF, where an
  * ordinary loop of this size costs the verifier more than its million steps.
+ * lb_note() takes note of a complete request with an id that gets a response;
+ * lb_awaited() says of a complete response whether a request waited for it, and
+ * does so once for each request.
  * The window is at least LB_MAX_WINDOW + 8 bytes long: a field is read as one
  * unaligned 64-bit word.
  */
@@ -39,6 +45,8 @@ struct lb_batch {
 	__s32 length; /* bytes; 0: header incomplete; < 0: enum lb_malformed */
 	__u32 messages;
 	__u32 expecting; /* messages that get a response or are one */
+	__u32 answers; /* responses that were awaited */
+	__u64 id; /* of the last message */
 };
 
 /* What lb_measure() is asked, and what its steps have found so far. */
@@ -46,14 +54,20 @@ struct lb_measuring {
 	const struct lb_framing *framing;
 	LB_STREAM *stream;
 	__u8 *window;
-	__u32 *tags;
 	__u32 offset;
 	__u32 available; /* bytes from offset on */
 	__u32 limit; /* messages */
 	__u32 from_client;
+	__u32 slot; /* of the upstream; generation 0: do not keep account of ids */
+	__u32 generation;
+	__u32 backend;
+	__u32 now; /* microseconds */
 	__u32 total;
 	struct lb_batch batch;
 };
+
+static void lb_note(struct lb_measuring *m, __u64 id, __u32 offset, __u32 length);
+static int lb_awaited(struct lb_measuring *m, __u64 id);
 
 static __always_inline __u64 lb_word(const __u8 *at)
 {
@@ -85,11 +99,10 @@ static __always_inline int lb_matches(const __u8 *window, const struct lb_field 
 	return lb_get(window, field) == field->value;
 }
 
-static __always_inline __u32 lb_tag(const struct lb_framing *framing, const __u8 *window)
+/* Whether responses are told apart by their ids; else by their order. */
+static __always_inline int lb_by_id(const struct lb_framing *framing)
 {
-	__u64 id = lb_get(window, &framing->id);
-
-	return (__u32)id ^ (__u32)(id >> 32);
+	return framing->flags & LB_HAS_ID;
 }
 
 /* Length of the message that starts with window, or enum lb_malformed. */
@@ -118,6 +131,7 @@ static long lb_measure_step(__u32 i, void *context)
 	const struct lb_framing *framing = m->framing;
 	/* 1 to 64: a form from which the verifier of 6.1, too, learns both bounds. */
 	__u32 size = ((framing->window - 1) & 63) + 1, expecting = 1;
+	int complete;
 	__s64 length;
 
 	if (i >= m->limit || m->total + size > m->available)
@@ -141,15 +155,24 @@ static long lb_measure_step(__u32 i, void *context)
 			m->batch.length = length;
 		return 1;
 	}
-	if (i && (m->total + length > m->available ||
-		  (!m->from_client && expecting != (m->batch.expecting > 0))))
+	complete = m->total + length <= m->available;
+	if (i && (!complete || (!m->from_client && expecting && !m->batch.expecting)))
 		return 1;
-	if (expecting) {
-		if (framing->flags & LB_HAS_ID)
-			m->tags[m->batch.expecting & (LB_MAX_BATCH - 1)] =
-				lb_tag(framing, m->window);
-		m->batch.expecting++;
+	if (lb_by_id(framing)) {
+		m->batch.id = lb_get(m->window, &framing->id);
+		if (expecting && complete && m->from_client) {
+			lb_note(m, m->batch.id, m->offset + m->total, length);
+		} else if (expecting && complete) {
+			__u32 awaited = lb_awaited(m, m->batch.id);
+
+			m->batch.answers += awaited;
+			if (!awaited && !(framing->flags & LB_MANY_RESPONSES))
+				expecting = 0;
+		}
 	}
+	if (i && !m->from_client && !expecting && m->batch.expecting)
+		return 1;
+	m->batch.expecting += expecting;
 	m->total += length;
 	m->batch.length = m->total;
 	m->batch.messages++;
@@ -159,10 +182,10 @@ static long lb_measure_step(__u32 i, void *context)
 /*
  * Measures what stands at offset: all complete messages up to limit, or the
  * first one alone when it is not complete yet. An error ends a batch before it,
- * and is returned only when it is the first thing there. The tags of messages
- * that get a response (or are one) are stored in order.
+ * and is returned only when it is the first thing there.
  *
- * A batch from a backend holds either responses or other messages, not both.
+ * A batch from a backend holds either responses that are to reach the client, or
+ * other messages, not both.
  */
 static __always_inline struct lb_batch lb_measure(struct lb_measuring *m)
 {

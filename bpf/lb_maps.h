@@ -16,13 +16,24 @@
 
 #include "lb_abi.h"
 
-/* slot -> socket */
+/*
+ * slot -> socket, as a destination. No programs are attached here, so a socket that
+ * leaves lb_sources keeps what waits for it.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_SOCKMAP);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, __u64);
 } lb_socks SEC(".maps");
+
+/* slot -> socket, as a source: the programs are attached to this map */
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKMAP);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} lb_sources SEC(".maps");
 
 /* socket cookie -> slot */
 struct {
@@ -54,6 +65,20 @@ struct {
 	__type(key, __u32);
 	__type(value, struct lb_marks);
 } lb_marks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct lb_inflight_key);
+	__type(value, struct lb_inflight);
+} lb_inflight SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct lb_inflight_key);
+	__type(value, struct lb_head);
+} lb_heads SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

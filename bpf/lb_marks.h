@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Marks: when requests left, so that their responses tell how long they took. */
+/* How long messages took; and when requests left, where their order tells them apart. */
 #ifndef LB_MARKS_H
 #define LB_MARKS_H
-
-#include <stdbool.h>
 
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
@@ -19,77 +17,71 @@ static __always_inline __u32 lb_now(void)
 	return (__u32)(bpf_ktime_get_ns() / 1000) | 1;
 }
 
-/* Tag of the i-th message of a batch: its id, or its number where order counts. */
-static __always_inline bool lb_by_id(const struct lb_framing *framing)
+/* A message of a backend took so many microseconds. */
+static __always_inline void lb_took(__u32 backend, __u32 us)
 {
-	return framing->flags & LB_HAS_ID && !(framing->flags & LB_FIFO);
+	struct lb_duration *duration = bpf_map_lookup_elem(&lb_durations, &backend);
+
+	if (!duration)
+		return;
+	lb_add(&duration->buckets[lb_bucket(us) & (LB_BUCKETS - 1)], 1);
+	lb_add(&duration->sum, us);
 }
 
 struct lb_marking {
-	const __u32 *tags; /* NULL: first, first + 1, ... */
 	__u64 *times;
-	struct lb_duration *duration;
-	__u32 first;
+	__u32 backend;
+	__u32 first; /* number of the first message on its upstream */
 	__u32 now;
 };
 
 static long lb_mark_step(__u32 i, void *context)
 {
 	struct lb_marking *m = context;
-	__u32 tag = m->tags ? m->tags[i & (LB_MAX_BATCH - 1)] : m->first + i;
+	__u32 number = m->first + i;
 
-	m->times[tag & (LB_MARKS - 1)] = (__u64)tag << 32 | m->now;
+	m->times[number & (LB_MARKS - 1)] = (__u64)number << 32 | m->now;
 	return 0;
 }
 
 static long lb_measured_step(__u32 i, void *context)
 {
 	struct lb_marking *m = context;
-	__u32 tag = m->tags ? m->tags[i & (LB_MAX_BATCH - 1)] : m->first + i;
-	__u64 *time = &m->times[tag & (LB_MARKS - 1)];
+	__u32 number = m->first + i;
+	__u64 *time = &m->times[number & (LB_MARKS - 1)];
 	__u32 us = m->now - (__u32)*time;
 
-	if (!*time || *time >> 32 != tag)
+	if (!*time || *time >> 32 != number)
 		return 0;
 	*time = 0;
-	lb_add(&m->duration->buckets[lb_bucket(us) & (LB_BUCKETS - 1)], 1);
-	lb_add(&m->duration->sum, us);
+	lb_took(m->backend, us);
 	return 0;
 }
 
 /*
- * Remembers when the requests of a batch left for an upstream: by id, or by
- * their order where the framing has no id or keeps the order. A request that
- * finds its entry taken (more than LB_MARKS in flight) replaces the older one,
- * whose response is then not measured.
+ * Remembers when requests left for an upstream, the first of them as its first-th.
+ * With more than LB_MARKS in flight the older ones are not measured.
  */
-static __always_inline void lb_mark(const struct lb_framing *framing, struct lb_slot *client,
-				    struct lb_marks *from, struct lb_slot *upstream,
-				    struct lb_marks *to)
+static __always_inline void lb_mark(__u32 upstream, __u32 first, __u32 requests)
 {
-	struct lb_marking marking = {
-		.tags = lb_by_id(framing) ? from->tags : NULL,
-		.times = to->times,
-		.first = upstream->sent,
-		.now = lb_now(),
-	};
+	struct lb_marks *marks = bpf_map_lookup_elem(&lb_marks, &upstream);
+	struct lb_marking marking = { .first = first, .now = lb_now() };
 
-	bpf_loop(client->expecting, lb_mark_step, &marking, 0);
+	if (!marks)
+		return;
+	marking.times = marks->times;
+	bpf_loop(requests, lb_mark_step, &marking, 0);
 }
 
-static __always_inline void lb_measured(const struct lb_framing *framing, struct lb_slot *upstream,
-					struct lb_marks *marks)
+static __always_inline void lb_measured(__u32 upstream, __u32 backend, __u32 first, __u32 responses)
 {
-	struct lb_marking marking = {
-		.tags = lb_by_id(framing) ? marks->tags : NULL,
-		.times = marks->times,
-		.duration = bpf_map_lookup_elem(&lb_durations, &upstream->backend),
-		.first = upstream->answered,
-		.now = lb_now(),
-	};
+	struct lb_marks *marks = bpf_map_lookup_elem(&lb_marks, &upstream);
+	struct lb_marking marking = { .backend = backend, .first = first, .now = lb_now() };
 
-	if (marking.duration)
-		bpf_loop(upstream->expecting, lb_measured_step, &marking, 0);
+	if (!marks)
+		return;
+	marking.times = marks->times;
+	bpf_loop(responses, lb_measured_step, &marking, 0);
 }
 
 #endif

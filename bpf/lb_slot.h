@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Slots: whose a packet is, whom a reference means, and whether its socket lives. */
+/* Slots: whose a packet is, and whom a reference means. */
 #ifndef LB_SLOT_H
 #define LB_SLOT_H
-
-#include <stdbool.h>
 
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
@@ -35,24 +33,6 @@ static __always_inline struct lb_slot *lb_slot_of(__u32 number, __u32 generation
 	if (!slot || !generation || *(volatile __u32 *)&slot->generation != generation)
 		return NULL;
 	return slot;
-}
-
-enum lb_tcp_state {
-	LB_TCP_ESTABLISHED = 1,
-	LB_TCP_CLOSE_WAIT = 8, /* the peer has sent FIN, and still reads */
-};
-
-/* Whether the socket in a slot is in one of the TCP states (a bit for each). */
-static __always_inline bool lb_alive(__u32 number, __u32 states)
-{
-	struct bpf_sock *sock = bpf_map_lookup_elem(&lb_socks, &number);
-	__u32 state;
-
-	if (!sock)
-		return false;
-	state = sock->state;
-	bpf_sk_release(sock);
-	return states & (1U << (state & 31));
 }
 
 #endif

@@ -6,14 +6,9 @@
 #include <stdbool.h>
 
 #include <linux/bpf.h>
-#include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 
-/* Of the kernel's type only what is needed; offsets are relocated at load. */
-struct tcp_sock {
-	__u32 rcv_nxt;
-	__u32 copied_seq;
-} __attribute__((preserve_access_index));
+#include "lb_tcp.h"
 
 /*
  * Whether the strparser, told this length of an incomplete message, would wait for

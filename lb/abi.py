@@ -20,6 +20,7 @@ MAX_POOLS = 64
 MARKS = 32
 BUCKETS = 128
 STRIDE = 1 << 20
+MAX_HEAD = 288
 
 
 class Role(enum.IntEnum):
@@ -28,6 +29,25 @@ class Role(enum.IntEnum):
     FREE = 0
     CLIENT = 1
     UPSTREAM = 2
+    POST = 3
+    CANARY = 4
+
+
+class Pause(enum.IntEnum):
+    """Why a source stands still."""
+
+    RUNNING = 0
+    PAUSED_FULL = 1
+    PAUSED_LIMIT = 2
+    PAUSED_NO_UPSTREAM = 3
+    PAUSED_HELD = 4
+
+
+class PostKind(enum.IntEnum):
+    """What a message of the post channel is."""
+
+    FORWARD = 0
+    REPLY = 1
 
 
 class Balance(enum.IntEnum):
@@ -46,17 +66,25 @@ class FramingFlag(enum.IntFlag):
     HAS_NO_RESPONSE = 4
     HAS_MAGIC = 8
     FIFO = 16
+    MANY_RESPONSES = 32
+    KEEP_HEADS = 64
 
 
 class Counter(enum.IntEnum):
     """Index of ``lb_counters``; the unit is messages."""
 
     PASSED_NO_UPSTREAM = 0
-    PASSED_HELD = 1
-    DROPPED_CLIENT_GONE = 2
-    DROPPED_UNSOLICITED = 3
+    DROPPED_CLIENT_GONE = 1
+    DROPPED_UNSOLICITED = 2
+    DROPPED_UPSTREAM_GONE = 3
     DROPPED_UNKNOWN_SOURCE = 4
-    COUNTERS = 5
+    FORWARDED = 5
+    REPLIES = 6
+    PAUSES_FULL = 7
+    PAUSES_LIMIT = 8
+    PAUSES_NO_UPSTREAM = 9
+    PAUSES_HELD = 10
+    COUNTERS = 11
 
 
 REASONS = tuple(counter for counter in Counter if counter is not Counter.COUNTERS)
@@ -105,7 +133,8 @@ class Backend(ctypes.Structure):
         ("weight", U32),
         ("stride", U32),
         ("written_off", U64),
-        ("pad0", U64 * 6),
+        ("max_outstanding", U64),
+        ("pad0", U64 * 5),
         ("sent", U64),
         ("answered", U64),
         ("pad1", U64 * 6),
@@ -113,8 +142,15 @@ class Backend(ctypes.Structure):
     weight: int
     stride: int
     written_off: int
+    max_outstanding: int
     sent: int
     answered: int
+
+
+class Post(ctypes.Structure):
+    """What stands before each message of the post channel."""
+
+    _fields_ = (("length", U32), ("kind", U32), ("slot", U32), ("generation", U32))
 
 
 class Slot(ctypes.Structure):
@@ -130,21 +166,36 @@ class Slot(ctypes.Structure):
         ("traffic", U32),
         ("client", U32),
         ("client_generation", U32),
+        ("budget", U32),
         ("hold", U32),
-        ("pad0", U64 * 3),
+        ("pad0", U32),
+        ("written_off", U64),
+        ("pad1", U64),
         ("consumed_bytes", U64),
         ("passed_messages", U64),
-        ("passed_bytes", U64),
+        ("id", U64),
+        ("paused", U32),
+        ("started", U32),
         ("batched", U32),
         ("expecting", U32),
         ("chosen", U32),
-        ("pad1", U32),
+        ("target", U32),
+        ("target_generation", U32),
+        ("answers", U32),
+        ("post", Post),
         ("window", U8 * 64),
-        ("pad2", U64 * 3),
+        ("pad2", U64 * 7),
         ("redirected_bytes", U64),
+        ("base", U64),
         ("sent", U64),
         ("answered", U64),
-        ("pad3", U64 * 5),
+        ("ambiguous", U64),
+        ("disambiguated", U64),
+        ("quiet", U64),
+        ("delivered_quiet", U64),
+        ("mark_bytes", U64),
+        ("mark_quiet", U64),
+        ("pad3", U64 * 6),
     )
     generation: int
     role: int
@@ -155,13 +206,23 @@ class Slot(ctypes.Structure):
     traffic: int
     client: int
     client_generation: int
+    budget: int
     hold: int
+    written_off: int
     consumed_bytes: int
     passed_messages: int
-    passed_bytes: int
+    paused: int
+    started: int
+    chosen: int
     redirected_bytes: int
     sent: int
     answered: int
+    ambiguous: int
+    disambiguated: int
+    quiet: int
+    delivered_quiet: int
+    mark_bytes: int
+    mark_quiet: int
 
 
 class Upstream(ctypes.Structure):
@@ -183,7 +244,29 @@ class Route(ctypes.Structure):
 class Marks(ctypes.Structure):
     """When outstanding requests left; programs only, mirrored for its size."""
 
-    _fields_ = (("times", U64 * MARKS), ("tags", U32 * MAX_BATCH))
+    _fields_ = (("times", U64 * MARKS),)
+
+
+class InflightKey(ctypes.Structure):
+    """Which request is outstanding."""
+
+    _fields_ = (("slot", U32), ("generation", U32), ("id", U64))
+    slot: int
+    generation: int
+    id: int
+
+
+class Inflight(ctypes.Structure):
+    """Since when a request is outstanding, in microseconds."""
+
+    _fields_ = (("time", U32), ("pad", U32))
+
+
+class Head(ctypes.Structure):
+    """The start of an outstanding request."""
+
+    _fields_ = (("length", U32), ("bytes", U8 * MAX_HEAD), ("pad", U32))
+    length: int
 
 
 class Conn(ctypes.Structure):
@@ -230,6 +313,10 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "lb_upstream": Upstream,
     "lb_route": Route,
     "lb_marks": Marks,
+    "lb_inflight_key": InflightKey,
+    "lb_inflight": Inflight,
+    "lb_head": Head,
+    "lb_post": Post,
     "lb_conn": Conn,
     "lb_traffic": Traffic,
     "lb_duration": Duration,
@@ -239,6 +326,8 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
 # With what the names in C have before them.
 ENUMS: dict[str, tuple[type[enum.IntEnum | enum.IntFlag], str]] = {
     "lb_role": (Role, "LB_ROLE_"),
+    "lb_pause": (Pause, "LB_"),
+    "lb_post_kind": (PostKind, "LB_POST_"),
     "lb_balance": (Balance, "LB_"),
     "lb_framing_flag": (FramingFlag, "LB_"),
     "lb_counter": (Counter, "LB_"),

@@ -58,6 +58,8 @@ def sizes(settings: config.Config, connections: int) -> Sizes:
         framings=listeners + selftest.FRAMINGS,
         backends=backends + selftest.BACKENDS,
         traffic_rows=listeners * backends + selftest.ROWS,
+        max_message=max(listener.framing.max_message for listener in settings.listeners),
+        heads=any(listener.framing.error_reply is not None for listener in settings.listeners),
     )
 
 

@@ -76,9 +76,9 @@ class _ServerCollector(Collector):
                 size.add_metric((*where, "response"), row.response_bytes)
                 kernel += row.requests + row.responses
             userspace += sum(row.requests + row.responses for row in listening.relayed.values())
+        userspace += self._server.plane.counters.messages(abi.Counter.FORWARDED)
         path.add_metric(("kernel",), kernel - userspace)
-        passed = (abi.Counter.PASSED_NO_UPSTREAM, abi.Counter.PASSED_HELD)
-        userspace += sum(self._server.plane.counters.messages(counter) for counter in passed)
+        userspace += self._server.plane.counters.messages(abi.Counter.PASSED_NO_UPSTREAM)
         path.add_metric(("userspace",), userspace)
         yield from (requests, responses, size, path)
 
@@ -87,6 +87,12 @@ class _ServerCollector(Collector):
         for reason, messages in self._server.dropped_messages().items():
             dropped.add_metric((reason,), messages)
         yield dropped
+        pauses = _counter("pauses", "Times that a connection was stopped in front of a message.", ("reason",))
+        for name, counter in abi.Counter.__members__.items():
+            if name.startswith("PAUSES_"):
+                reason = name.removeprefix("PAUSES_").lower()
+                pauses.add_metric((reason,), self._server.plane.counters.messages(counter))
+        yield pauses
 
     def _clients(self) -> Iterator[Metric]:
         now = _gauge("client_connections", "Clients that are connected.", ("listener",))

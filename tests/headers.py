@@ -23,19 +23,26 @@ class _Stream(ctypes.Structure):
 
 
 class _Batch(ctypes.Structure):
-    _fields_ = (("length", ctypes.c_int32), ("messages", ctypes.c_uint32), ("expecting", ctypes.c_uint32))
+    _fields_ = (
+        ("length", ctypes.c_int32),
+        ("messages", ctypes.c_uint32),
+        ("expecting", ctypes.c_uint32),
+        ("answers", ctypes.c_uint32),
+        ("id", ctypes.c_uint64),
+    )
     length: int
     messages: int
     expecting: int
+    answers: int
 
 
 class Batch(NamedTuple):
-    """What ``lb_measure`` found: ``struct lb_batch``, and the tags of the messages that are expecting."""
+    """What ``lb_measure`` found: ``struct lb_batch``, and the ids of which it took note."""
 
     length: int
     messages: int
     expecting: int
-    tags: tuple[int, ...]
+    ids: tuple[int, ...]
 
 
 class Headers:
@@ -65,23 +72,37 @@ class Headers:
             ctypes.c_uint32,
             ctypes.c_uint32,
             ctypes.c_uint32,
+            ctypes.POINTER(ctypes.c_uint64),
             ctypes.POINTER(ctypes.c_uint32),
         )
+        self._await_only = library.await_only
+        self._await_only.restype = None
+        self._await_only.argtypes = (ctypes.c_int, ctypes.c_uint64)
         self._bucket = library.bucket
         self._bucket.restype = ctypes.c_uint32
         self._bucket.argtypes = (ctypes.c_uint32,)
 
     def measure(
-        self, framing: abi.Framing, data: bytes, offset: int, limit: int, direction: Direction
+        self,
+        framing: abi.Framing,
+        data: bytes,
+        offset: int,
+        limit: int,
+        direction: Direction,
+        *,
+        awaited: int | None = None,
     ) -> Batch:
-        """``lb_measure`` of what stands at an offset."""
-        tags = (ctypes.c_uint32 * abi.MAX_BATCH)()
+        """``lb_measure`` of what stands at an offset; every response is awaited, or those with one id."""
+        ids = (ctypes.c_uint64 * abi.MAX_BATCH)()
+        count = ctypes.c_uint32()
         stream = _Stream(data, len(data))
-        found = self._measure(framing, stream, offset, limit, direction is Direction.REQUEST, tags)
-        has_id = framing.flags & abi.FramingFlag.HAS_ID
-        return Batch(
-            found.length, found.messages, found.expecting, tuple(tags[: found.expecting]) if has_id else ()
+        self._await_only(awaited is None, awaited or 0)
+        found = self._measure(
+            framing, stream, offset, limit, direction is Direction.REQUEST, ids, ctypes.byref(count)
         )
+        if direction is Direction.RESPONSE:
+            assert found.answers == count.value
+        return Batch(found.length, found.messages, found.expecting, tuple(ids[: count.value]))
 
     def bucket(self, us: int) -> int:
         """``lb_bucket``."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lb.cli.table import render
-from lb.dataplane import MachineError, Sizes, load, selftest, sockets
+from lb.dataplane import MachineError, load, selftest, sockets
 from lb.dataplane.loader import CAP_ADD, missing_capabilities
 from lb.libbpf import LibbpfMissingError, libbpf_version
 
@@ -37,7 +37,7 @@ def examine() -> Iterator[Finding]:
         yield ("libbpf", "FAILED", str(error))
         return
     try:
-        plane = load(Sizes(selftest.SLOTS, selftest.FRAMINGS, selftest.BACKENDS, selftest.ROWS))
+        plane = load(selftest.SIZES)
     except MachineError as error:
         yield ("load the programs", "FAILED", str(error))
         return

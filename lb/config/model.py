@@ -116,15 +116,13 @@ class Timeouts:
     idle: float = 600.0
     drain: float = 30.0
     half_message: float = 10.0
-    unacknowledged: float = 10.0
+    unacknowledged: float = 60.0
+    queue: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Backends that answer the same requests; without a health check they are taken as alive.
-
-    `retries`: how many more backends a request may be tried at.
-    """
+    """Backends that answer the same requests; without a health check they are taken as alive."""
 
     name: str
     backends: tuple[Backend, ...]
@@ -133,7 +131,6 @@ class Pool:
     batch: int = 64
     health_check: HealthCheck | None = None
     timeouts: Timeouts = Timeouts()
-    retries: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ _read_connections = choice(Connections, absent={Connections.SHARED})
 _read_weight = integer(0, 256, "0 takes no new messages; the kernel's turns are too coarse for more than 256")
 _read_batch = integer(1, 64, "the kernel program measures at most 64 messages at once")
 _read_streak = integer(1, 100, "results in a row; more would take minutes to act on")
-_read_retries = integer(0, 10, "each is one more backend that works for the same request")
 _read_max_outstanding = integer(1, 1_000_000, "none at all is a weight of 0, more is no limit")
 # TCP sends a lost segment again after 200 ms or more, and by itself gives up after about 15 minutes.
 _read_unacknowledged = duration(0.5, 900.0, "less takes one lost segment for a dead peer, more is no limit")
@@ -41,7 +40,7 @@ class Pools:
 
     def _read_pool(self, value: Value) -> Pool | None:
         section = value.section(
-            "name", "backends", "balance", "connections", "batch", "health_check", "timeouts", "retries"
+            "name", "backends", "balance", "connections", "batch", "health_check", "timeouts"
         )
         if section is None:
             return None
@@ -52,10 +51,9 @@ class Pools:
         batch = section.optional("batch", _read_batch, 64)
         health_check = section.optional("health_check", _read_health_check, None)
         timeouts = section.optional("timeouts", _read_timeouts, Timeouts())
-        retries = section.optional("retries", _read_retries, 1)
         if name is None or backends is None:
             return None
-        return Pool(name, backends, balance, connections, batch, health_check, timeouts, retries)
+        return Pool(name, backends, balance, connections, batch, health_check, timeouts)
 
     def _read_backends(self, value: Value) -> tuple[Backend, ...] | None:
         items = value.items("a list of backends with name and address")
@@ -101,7 +99,7 @@ def _read_health_check(value: Value) -> HealthCheck | None:
 
 
 def _read_timeouts(value: Value) -> Timeouts | None:
-    section = value.section("connect", "idle", "drain", "half_message", "unacknowledged")
+    section = value.section("connect", "idle", "drain", "half_message", "unacknowledged", "queue")
     if section is None:
         return None
     default = Timeouts()
@@ -111,4 +109,5 @@ def _read_timeouts(value: Value) -> Timeouts | None:
         drain=section.optional("drain", read_duration, default.drain),
         half_message=section.optional("half_message", read_duration, default.half_message),
         unacknowledged=section.optional("unacknowledged", _read_unacknowledged, default.unacknowledged),
+        queue=section.optional("queue", read_duration, default.queue),
     )

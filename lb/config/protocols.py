@@ -13,6 +13,7 @@ from lb.framing import (
     Length,
     Match,
     Ordering,
+    Responses,
 )
 
 _ID_WIDTHS = (2, 3, 4, 8)
@@ -52,7 +53,15 @@ def _read_protocol(name: str, value: Value) -> Framing | None:
             f"`{name}` is the name of a preset", "choose another name, or remove this and use the preset"
         )
     section = value.section(
-        "length", "id", "response", "no_response", "magic", "max_message", "min_message", "ordering"
+        "length",
+        "id",
+        "response",
+        "no_response",
+        "magic",
+        "max_message",
+        "min_message",
+        "ordering",
+        "responses",
     )
     if section is None:
         return None
@@ -64,6 +73,7 @@ def _read_protocol(name: str, value: Value) -> Framing | None:
     ordering = section.optional(
         "ordering", choice(Ordering), Ordering.ANY if "id" in section.entries else Ordering.FIFO
     )
+    responses = section.optional("responses", choice(Responses), Responses.ONE)
     ends = [field.end for field in (length and length.field, id_field) if field]
     ends += [mark.field.end for mark in (response, no_response, magic) if mark]
     window = max(ends, default=1)
@@ -80,6 +90,7 @@ def _read_protocol(name: str, value: Value) -> Framing | None:
         no_response=no_response,
         magic=magic,
         ordering=ordering,
+        responses=responses,
     )
 
 

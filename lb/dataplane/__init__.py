@@ -3,7 +3,9 @@
 from lb.dataplane.counters import Durations, Traffic, bucket_limit
 from lb.dataplane.errors import NO_MEMORY, MachineError
 from lb.dataplane.loader import Sizes, load
-from lb.dataplane.plane import DataPlane, MappedSocket, PeerGoneError, Policy
+from lb.dataplane.mapped import MappedSocket
+from lb.dataplane.plane import DataPlane, PeerGoneError, Policy
+from lb.dataplane.post import PostChannel
 
 __all__ = [
     "NO_MEMORY",
@@ -13,6 +15,7 @@ __all__ = [
     "MappedSocket",
     "PeerGoneError",
     "Policy",
+    "PostChannel",
     "Sizes",
     "Traffic",
     "bucket_limit",

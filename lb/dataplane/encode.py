@@ -1,7 +1,7 @@
 """Declared framings as the programs read them."""
 
 from lb import abi
-from lb.framing import Endian, Field, Framing, Match, Ordering
+from lb.framing import Endian, Field, Framing, Match, Ordering, Responses
 
 
 def encode(framing: Framing) -> abi.Framing:
@@ -28,6 +28,10 @@ def encode(framing: Framing) -> abi.Framing:
         value.magic = _match(framing.magic)
     if framing.ordering is Ordering.FIFO:
         flags |= abi.FramingFlag.FIFO
+    if framing.responses is Responses.MANY:
+        flags |= abi.FramingFlag.MANY_RESPONSES
+    if framing.error_reply is not None:
+        flags |= abi.FramingFlag.KEEP_HEADS
     value.flags = flags
     return value
 

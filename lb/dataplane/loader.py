@@ -12,7 +12,7 @@ from importlib import resources
 
 from lb import abi
 from lb.dataplane.errors import MachineError
-from lb.dataplane.plane import DataPlane
+from lb.dataplane.plane import OWN_SLOTS, DataPlane
 from lb.libbpf import (
     AttachType,
     LibbpfMissingError,
@@ -36,6 +36,9 @@ class Sizes:
     framings: int
     backends: int
     traffic_rows: int  # pairs of listener and backend
+    max_message: int  # bytes, of any framing
+    inflight: int = 1 << 16  # outstanding requests that are told apart by ids
+    heads: bool = True  # whether any framing keeps their beginnings
 
 
 def load(sizes: Sizes) -> DataPlane:
@@ -48,8 +51,10 @@ def load(sizes: Sizes) -> DataPlane:
     with ExitStack() as undo:
         try:
             opened = undo.enter_context(Object.open(image))
-            for name in ("lb_socks", "lb_conns", "lb_slots", "lb_routes", "lb_marks"):
-                opened.set_max_entries(name, sizes.connections)
+            for name in ("lb_socks", "lb_sources", "lb_conns", "lb_slots", "lb_routes", "lb_marks"):
+                opened.set_max_entries(name, sizes.connections + OWN_SLOTS)
+            opened.set_max_entries("lb_inflight", sizes.inflight)
+            opened.set_max_entries("lb_heads", sizes.inflight if sizes.heads else 1)
             opened.set_max_entries("lb_framings", sizes.framings)
             opened.set_max_entries("lb_backends", sizes.backends)
             opened.set_max_entries("lb_durations", sizes.backends)
@@ -60,10 +65,10 @@ def load(sizes: Sizes) -> DataPlane:
             raise _explain(error) from error
         except LibbpfMissingError as error:
             raise MachineError("libbpf.so.1 is not installed", "run `apt-get install libbpf1`") from error
-        socks = loaded.map("lb_socks", SockMap)
-        loaded.program("lb_parser").attach_sockmap(socks, AttachType.SK_SKB_STREAM_PARSER)
-        loaded.program("lb_verdict").attach_sockmap(socks, AttachType.SK_SKB_STREAM_VERDICT)
-        plane = DataPlane(loaded, sizes.connections)
+        sources = loaded.map("lb_sources", SockMap)
+        loaded.program("lb_parser").attach_sockmap(sources, AttachType.SK_SKB_STREAM_PARSER)
+        loaded.program("lb_verdict").attach_sockmap(sources, AttachType.SK_SKB_STREAM_VERDICT)
+        plane = DataPlane(loaded, sizes.connections, sizes.max_message)
         undo.pop_all()
         return plane
 

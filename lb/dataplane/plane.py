@@ -1,10 +1,23 @@
 """Sockets in and out of the kernel: the only place that knows the order.
 
-Into the map: the slot's fields, then its generation (from then on it is somebody), then the cookie, then the
-sockmap (from then on messages flow), then the kick that releases what had arrived before.
-Out of the map: the generation (nobody new refers to it), the sockmap, the cookie; the number is free again,
-and its counts are final, only after a grace period, because a running program may have compared the
-generation before.
+A socket is in two maps: in ``lb_socks`` messages can be sent to it, in ``lb_sources`` the programs run for
+what it receives. What waits for a socket stays as long as it is in ``lb_socks``, so it can leave and enter
+``lb_sources`` in between.
+
+Into the maps: the slot's fields, then its generation (from then on it is somebody), then the cookie, then
+``lb_socks``, then ``lb_sources`` (from then on messages flow), then the kick that releases what had arrived
+before.
+Out of the maps: the generation (nobody new refers to it), the maps, the cookie; the number is free again, and
+its counts are final, only after a grace period, because a running program may have compared the generation
+before.
+
+A *paused* source: the parser found no room and stopped the strparser in front of a message
+(``bpf/lb.bpf.c``). Nothing is lost: the bytes wait in TCP's receive queue. :meth:`DataPlane.resume` takes the
+socket out of ``lb_sources`` and puts it in again, which gives it a new strparser. The old one must be idle by
+then: its work may still stand in the kernel's queue, and memory that is queued must not be initialised anew.
+That queue is one for the whole machine and served in order, so when data of the
+:class:`~lb.dataplane.canary.Canary`, sent after the pause, has come through, everything that was queued
+before has too.
 
 The programs and this module write the same arrays through shared memory, each its own fields. A whole value
 is written only while no program can know the slot.
@@ -12,15 +25,22 @@ is written only while no program can know the slot.
 
 import errno
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 
 from lb import abi
 from lb.dataplane import sockets
+from lb.dataplane.canary import Canary
 from lb.dataplane.counters import Counters
 from lb.dataplane.encode import encode
-from lb.framing import Framing
+from lb.dataplane.mapped import MappedSocket
+from lb.dataplane.post import PostChannel
+from lb.framing import Framing, Ordering
 from lb.libbpf import ArrayMap, ArrayOfMaps, HashMap, Object, SockMap
 from lb.slots import SlotRef, SlotTable
+
+# Those of the canary and the post channel, behind the slots of connections.
+OWN_SLOTS = 2
 
 
 class PeerGoneError(Exception):
@@ -34,68 +54,13 @@ class Policy:
     framing: int
     pool: int
     batch: int
+    budget: int = 1 << 20  # bytes that may wait for the socket before its senders are paused
 
 
-class MappedSocket:
-    """A socket in the sockmap. The owner of the socket keeps it; nobody reads or writes it meanwhile.
-
-    Its numbers are the kernel's, live.
-    """
-
-    __slots__ = ("_sent_before", "_slot", "_sock", "cookie", "ref")
-
-    def __init__(self, ref: SlotRef, sock: socket.socket, slot: abi.Slot, cookie: int) -> None:
-        self.ref = ref
-        self.cookie = cookie
-        self._slot = slot
-        self._sock = sock
-        self._sent_before = sockets.progress(sock).written
-
-    @property
-    def outstanding(self) -> int:
-        """Requests whose response has not come. For a client: from it; for an upstream: to it."""
-        # Read in this order, an answer that comes in between makes it too large, never negative.
-        answered = self._slot.answered
-        return self._slot.sent - answered
-
-    @property
-    def consumed_bytes(self) -> int:
-        """Bytes from this socket that got a verdict."""
-        return self._slot.consumed_bytes
-
-    @property
-    def passed_messages(self) -> int:
-        """Messages from this socket that the verdict left to user space."""
-        return self._slot.passed_messages
-
-    @property
-    def passed_bytes(self) -> int:
-        """Bytes from this socket that the verdict left to user space."""
-        return self._slot.passed_bytes
-
-    @property
-    def backlog(self) -> int:
-        """Bytes that were redirected to this socket and are not in its TCP send queue yet."""
-        redirected = self._slot.redirected_bytes
-        return max(0, redirected - (sockets.progress(self._sock).written - self._sent_before))
-
-    @property
-    def delivered(self) -> bool:
-        """Whether the peer has acknowledged all that is in the TCP send queue, our FIN included."""
-        return sockets.progress(self._sock).unacknowledged == 0
-
-    @property
-    def undecided(self) -> int:
-        """Bytes that arrived on this socket and got no verdict: at rest, an incomplete message.
-
-        A FIN of the peer counts as a byte.
-        """
-        received = sockets.progress(self._sock).received
-        return max(0, received - self._slot.consumed_bytes)
-
-    def hold(self) -> None:
-        """Makes the verdict leave every further message of this client on its socket."""
-        self._slot.hold = 1
+def _check_stands(slot: abi.Slot) -> None:
+    """Only a source that stands in front of a message may be moved: one that has begun would be lost."""
+    assert slot.paused, "the source is not paused"
+    assert not slot.started, "a message has begun"
 
 
 class DataPlane:
@@ -104,9 +69,13 @@ class DataPlane:
     For one thread, but for :meth:`wait_for_programs`.
     """
 
-    def __init__(self, loaded: Object, connections: int) -> None:
+    def __init__(self, loaded: Object, connections: int, max_message: int) -> None:
+        """Takes over the loaded object; ``max_message`` is the largest of any framing, in bytes."""
         self._object = loaded
         self._socks = loaded.map("lb_socks", SockMap)
+        self._sources = loaded.map("lb_sources", SockMap)
+        self._inflight = loaded.map("lb_inflight", HashMap)
+        self._heads = loaded.map("lb_heads", HashMap)
         self._conns = loaded.map("lb_conns", HashMap)
         self._framings = loaded.map("lb_framings", ArrayMap)
         self._pools = loaded.map("lb_pools", ArrayMap)
@@ -118,12 +87,17 @@ class DataPlane:
         self._grace_inner = loaded.map("lb_grace_inner", ArrayMap)
         self._no_marks = bytes(abi.Marks())
         self._blank = abi.Slot()
+        self._in_order: set[int] = set()  # framings whose responses keep the order of the requests
         self._published: dict[str, int] = {"framings": 0, "pools": 0, "backends": 0}
         self.slots = SlotTable(connections)
         self.counters = Counters(loaded)
+        self.canary = Canary(self)
+        self.post = PostChannel(self, max_message)
 
     def close(self) -> None:
         """Gives the maps back; sockets that are still mapped must have been removed before."""
+        self.post.close()
+        self.canary.close()
         self._object.close()
 
     def wait_for_programs(self) -> None:
@@ -141,6 +115,8 @@ class DataPlane:
         """Makes a framing known to the programs; returns its index."""
         index = self._next("framings", self._framings.max_entries)
         self._framings.update(index, bytes(encode(framing)))
+        if framing.ordering is Ordering.FIFO:
+            self._in_order.add(index)
         return index
 
     def publish_pool(self, balance: abi.Balance) -> int:
@@ -155,11 +131,24 @@ class DataPlane:
         self.set_weight(index, weight)
         return index
 
+    def set_max_outstanding(self, backend: int, requests: int | None) -> None:
+        """Limits the requests that may be outstanding on a backend; None: no limit."""
+        self._backends[backend].max_outstanding = requests or 0
+
     def set_weight(self, backend: int, weight: int) -> None:
         """Changes a backend's share of new messages; 0: none."""
         entry = self._backends[backend]
         entry.stride = abi.STRIDE // weight if weight else 0
         entry.weight = weight
+
+    def accepts(self, backend: int, *, bound: bool = False) -> bool:
+        """Whether the verdict would choose a backend: it has a weight, and is below its limit.
+
+        A client that is ``bound`` to it (:meth:`bound_to`) does not choose: the weight says nothing then.
+        """
+        entry = self._backends[backend]
+        below = not entry.max_outstanding or self.outstanding(backend) < entry.max_outstanding
+        return below and (bound or entry.weight > 0)
 
     def outstanding(self, backend: int) -> int:
         """Requests to a backend whose response has not come."""
@@ -238,6 +227,7 @@ class DataPlane:
         slot.framing = policy.framing
         slot.pool = policy.pool
         slot.batch = policy.batch
+        slot.budget = policy.budget
         return slot
 
     def _insert(self, ref: SlotRef, slot: abi.Slot, sock: socket.socket) -> MappedSocket:
@@ -249,7 +239,9 @@ class DataPlane:
             self._conns.update(key, abi.conn(ref.number, ref.generation))
             try:
                 self._socks.insert(ref.number, sock.fileno())
+                self._sources.insert(ref.number, sock.fileno())
             except OSError:
+                self._take_out(self._socks, ref.number)
                 self._conns.delete(key)
                 raise
         except OSError as error:
@@ -260,20 +252,118 @@ class DataPlane:
         sockets.release_early_data(sock)
         return mapped
 
+    def insert_own(self, sock: socket.socket, role: abi.Role) -> MappedSocket:
+        """Maps a socket of the balancer's own into one of the :data:`OWN_SLOTS`; nothing is sent to it."""
+        ref = SlotRef(self.slots.size + role - abi.Role.POST, 1)
+        slot = self._blank_slot(ref, role, Policy(framing=0, pool=0, batch=1))
+        return self._insert(ref, slot, sock)
+
+    # Sources that stand still
+
+    def resume(self, mapped: MappedSocket) -> None:
+        """Ends a pause: the programs look at the waiting bytes again, and may pause again.
+
+        The canary must have come through since the pause (:meth:`Canary.send`).
+
+        Raises:
+            PeerGoneError: the peer has closed its side meanwhile. The source stays paused, and is to be taken
+                over.
+            OSError: the kernel refuses, ENOMEM for example. The source stays paused.
+        """
+        slot = self._slots[mapped.ref.number]
+        _check_stands(slot)
+        sockets.clear_pause(mapped.sock)
+        self.leave_sources(mapped)
+        pause, slot.paused = slot.paused, abi.Pause.RUNNING
+        try:
+            self.enter_sources(mapped)
+        except (OSError, PeerGoneError):
+            slot.paused = pause
+            raise
+
+    def take_over(self, mapped: MappedSocket) -> None:
+        """Takes a paused source out of ``lb_sources``: its owner reads the socket like any other.
+
+        What it reads goes on by the post channel. Messages are still sent to the socket.
+        """
+        slot = self._slots[mapped.ref.number]
+        _check_stands(slot)
+        sockets.clear_pause(mapped.sock)
+        self.leave_sources(mapped)
+
+    def leave_sources(self, mapped: MappedSocket) -> None:
+        """The programs run no more for what the socket receives; a message that has begun to come is lost."""
+        self._take_out(self._sources, mapped.ref.number)
+
+    def enter_sources(self, mapped: MappedSocket) -> None:
+        """The programs run again, and for what has arrived meanwhile.
+
+        Raises:
+            PeerGoneError: the peer has closed its side.
+            OSError: the kernel refuses.
+        """
+        try:
+            self._sources.insert(mapped.ref.number, mapped.sock.fileno())
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                raise PeerGoneError from error
+            raise
+        sockets.release_early_data(mapped.sock)
+
+    def _take_out(self, sockmap: SockMap, number: int) -> None:
+        try:
+            sockmap.remove(number)
+        except OSError as error:
+            # It never was there, or the kernel took it out when TCP closed it.
+            if error.errno not in (errno.ENOENT, errno.EINVAL):
+                raise
+
     def remove(self, mapped: MappedSocket) -> None:
-        """Takes a socket out of the map, before its owner closes it. What waits for it in the kernel is lost.
+        """Takes a socket out of the maps, before its owner closes it. What waits for it is lost.
 
         The slot is retired; :meth:`reclaim` makes it free.
         """
+        self.remove_own(mapped)
+        self.slots.retire(mapped.ref)
+
+    def remove_own(self, mapped: MappedSocket) -> None:
+        """The same for a socket of :meth:`insert_own`."""
         number = mapped.ref.number
         self._slots[number].generation = 0
-        try:
-            self._socks.remove(number)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EINVAL):  # the kernel took it out when TCP closed it
-                raise
+        self._take_out(self._sources, number)
+        self._take_out(self._socks, number)
         self._conns.delete(mapped.cookie.to_bytes(8, "little"))
-        self.slots.retire(mapped.ref)
+
+    def inflight(self) -> dict[SlotRef, list[bytes]]:
+        """The keys of all outstanding requests that are told apart by ids, by upstream.
+
+        Copies a table that may be large: it belongs into a thread, and may run beside anything else.
+        """
+        found: dict[SlotRef, list[bytes]] = {}
+        for key in self._inflight.keys():  # noqa: SIM118 - a map is no dict
+            entry = abi.InflightKey.from_buffer_copy(key)
+            found.setdefault(SlotRef(entry.slot, entry.generation), []).append(key)
+        return found
+
+    def head(self, key: bytes) -> bytes | None:
+        """The start of an outstanding request, if its framing keeps it."""
+        try:
+            head = abi.Head.from_buffer_copy(self._heads.lookup(key))
+        except FileNotFoundError:
+            return None
+        return bytes(head.bytes[: head.length])
+
+    def forget_requests(self, keys: list[bytes]) -> None:
+        """Takes requests of dead upstreams out of the tables."""
+        for table in (self._inflight, self._heads):
+            for key in keys:
+                with suppress(FileNotFoundError):
+                    table.delete(key)
+
+    def unanswered(self, retired: list[SlotRef]) -> list[SlotRef]:
+        """Those of the slots whose requests may still be in the tables."""
+        slots = ((ref, self._slots[ref.number]) for ref in retired)
+        return [ref for ref, slot in slots if slot.role == abi.Role.UPSTREAM and slot.sent != slot.answered]
 
     def reclaim(self, retired: list[SlotRef]) -> None:
         """Makes slots free, and writes off what is outstanding on upstreams that were there.
@@ -306,6 +396,13 @@ class DataPlane:
                 entry.generation = upstream.generation
                 return place
         raise RuntimeError("more upstreams than a client can have")
+
+    def bound_to(self, client: MappedSocket) -> int | None:
+        """The slot of the only upstream that a client's next message may go to, if its order demands that."""
+        slot = self._slots[client.ref.number]
+        if slot.framing not in self._in_order or not client.outstanding:
+            return None
+        return self._routes[client.ref.number].upstreams[slot.chosen].slot
 
     def unroute(self, client: SlotRef, place: int) -> None:
         """Removes an upstream from a client's route. A program that runs right now may still use it once."""

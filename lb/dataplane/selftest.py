@@ -9,16 +9,20 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from lb import abi
 from lb.dataplane import sockets
 from lb.dataplane.errors import MachineError
-from lb.dataplane.plane import DataPlane, MappedSocket, Policy
+from lb.dataplane.loader import Sizes
+from lb.dataplane.mapped import MappedSocket
+from lb.dataplane.plane import DataPlane, Policy
 from lb.framing import PRESETS
 
 _LIMIT = 2.0  # seconds that any step may take
+_BUDGET = 64 * 1024
+_PRESSURE, _PRESSED = 2000, 4000  # messages and the size of each: more than the buffers of both connections
 _MANY = 64  # messages: more than what the checks before may have charged one backend
 _FRAMING = PRESETS["length-prefixed"]
 
@@ -46,49 +50,48 @@ class _Pairs:
     def __init__(
         self, plane: DataPlane, policy: Policy, backends: list[int], traffic: int, stack: ExitStack
     ) -> None:
-        self._plane = plane
+        self.plane = plane
         self._policy = policy
         self._traffic = traffic
         self._stack = stack
         self.client, self._near = _pair(stack)
-        self._client_ref = plane.reserve()
+        self.client_ref = plane.reserve()
         self._mapped_client: MappedSocket | None = None
         self.upstreams: list[MappedSocket] = []
         stack.callback(self._remove)
-        self.backend, self._place = self._connect(backends[0])
+        self.backend = self._connect(backends[0])
         self._spare = backends[1]
 
     def connect_second(self) -> None:
         """Gives the client another backend."""
         self._connect(self._spare)
 
-    def _connect(self, backend: int) -> tuple[socket.socket, int]:
+    def _connect(self, backend: int) -> socket.socket:
         far, near = _pair(self._stack)
-        ref = self._plane.reserve()
-        upstream = self._plane.insert_upstream(
-            ref, near, self._policy, client=self._client_ref, backend=backend, traffic=self._traffic
+        ref = self.plane.reserve()
+        upstream = self.plane.insert_upstream(
+            ref, near, self._policy, client=self.client_ref, backend=backend, traffic=self._traffic
         )
-        self._stack.callback(self._plane.remove, upstream)
+        self._stack.callback(self.plane.remove, upstream)
         self.upstreams.append(upstream)
-        return far, self._plane.route(self._client_ref, ref, backend)
+        self.plane.route(self.client_ref, ref, backend)
+        return far
 
     def insert_client(self) -> MappedSocket:
-        self._mapped_client = self._plane.insert_client(self._client_ref, self._near, self._policy)
+        self._mapped_client = self.plane.insert_client(self.client_ref, self._near, self._policy)
         return self._mapped_client
 
-    def cut(self) -> None:
-        """Leaves the client without an upstream."""
-        self._plane.unroute(self._client_ref, self._place)
-
-    def near(self) -> socket.socket:
-        """The mapped end of the client's connection."""
-        return self._near
+    def resume(self, mapped: MappedSocket) -> None:
+        """Ends a pause."""
+        self.plane.canary.send()
+        _wait_for(self.plane.canary.back)
+        self.plane.resume(mapped)
 
     def _remove(self) -> None:
         if self._mapped_client is not None:
-            self._plane.remove(self._mapped_client)
+            self.plane.remove(self._mapped_client)
         else:
-            self._plane.release(self._client_ref)
+            self.plane.release(self.client_ref)
 
 
 def _pair(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
@@ -155,14 +158,50 @@ def _byte_by_byte(pairs: _Pairs) -> None:
     _expect(pairs.backend, whole)
 
 
-def _pass(pairs: _Pairs) -> None:
+def _back_pressure(pairs: _Pairs) -> None:
+    """A backend that does not read stops its client; when it reads, everything arrives, and once."""
     mapped = pairs.insert_client()
-    pairs.cut()
-    pairs.client.sendall(message(1) + message(2))
-    _wait_for(lambda: mapped.passed_messages == 2)
-    near = pairs.near()
-    near.settimeout(_LIMIT)
-    _expect(near, message(1) + message(2))
+    upstream = pairs.upstreams[0]
+    sent = b"".join(message(number, bytes(_PRESSED)) for number in range(_PRESSURE))
+    waiting = memoryview(sent)
+    pairs.client.setblocking(False)
+    pairs.backend.setblocking(False)
+
+    def step() -> None:
+        nonlocal waiting
+        with suppress(BlockingIOError):
+            waiting = waiting[pairs.client.send(waiting) :]
+
+    def paused() -> bool:
+        step()
+        return mapped.paused is abi.Pause.PAUSED_FULL
+
+    _wait_for(paused)
+    got = bytearray()
+
+    def arrived() -> bool:
+        step()
+        with suppress(BlockingIOError):
+            got.extend(pairs.backend.recv(_PRESSURE * _PRESSED))
+        if mapped.paused and upstream.has_room:
+            pairs.resume(mapped)
+        return len(got) >= len(sent)
+
+    _wait_for(arrived)
+    if got != sent:
+        raise _FailedError("other bytes than were sent")
+
+
+def _post(pairs: _Pairs) -> None:
+    """What user space has to say to a mapped socket."""
+    pairs.insert_client()
+    channel = pairs.plane.post
+    channel.sock.setblocking(True)
+    try:
+        channel.sock.sendall(channel.reply(pairs.client_ref, message(1)))
+    finally:
+        channel.sock.setblocking(False)
+    _expect(pairs.client, message(1))
 
 
 def _spread(pairs: _Pairs) -> None:
@@ -191,12 +230,14 @@ _CHECKS: tuple[tuple[str, Callable[[_Pairs], None]], ...] = (
     ("a message across segments", _across_segments),
     ("a header that comes byte by byte", _byte_by_byte),
     ("messages that take turns", _spread),
-    ("a message passed to user space", _pass),
+    ("a backend that does not read", _back_pressure),
+    ("a message of the balancer's own", _post),
 )
 # What a self-test adds to the sizes of the maps.
-SLOTS = 16
+SLOTS = 20
 FRAMINGS = POOLS = ROWS = 1
 BACKENDS = 2
+SIZES = Sizes(SLOTS, FRAMINGS, BACKENDS, ROWS, max_message=_FRAMING.max_message)
 
 
 def run(plane: DataPlane) -> Iterator[Check]:
@@ -204,7 +245,7 @@ def run(plane: DataPlane) -> Iterator[Check]:
     backends = [plane.publish_backend(1) for _ in range(BACKENDS)]
     traffic = plane.counters.new_traffic_row()
     policy = Policy(
-        plane.publish_framing(_FRAMING), plane.publish_pool(abi.Balance.ROUND_ROBIN), abi.MAX_BATCH
+        plane.publish_framing(_FRAMING), plane.publish_pool(abi.Balance.ROUND_ROBIN), abi.MAX_BATCH, _BUDGET
     )
     for name, check in _CHECKS:
         problem = None
@@ -225,6 +266,8 @@ def _pairs(plane: DataPlane, policy: Policy, backends: list[int], traffic: int) 
         yield _Pairs(plane, policy, backends, traffic, stack)
     retired = plane.slots.take_retired()
     plane.wait_for_programs()
+    for keys in plane.inflight().values():
+        plane.forget_requests(keys)
     plane.reclaim(retired)
 
 

@@ -22,6 +22,7 @@ import math
 import socket
 import struct
 import termios
+from contextlib import suppress
 from dataclasses import dataclass
 
 from lb.dataplane.errors import MachineError
@@ -36,6 +37,7 @@ _TCP_INFO_STATE = struct.Struct("=B")
 _TCP_INFO_BYTES = struct.Struct("=120xQQ")
 _SMALLEST_BUFFER = 256 * 1024
 _MESSAGES_IN_BUFFER = 4
+_HOUR = 3600.0  # a connection with ourselves needs no watching
 _QUESTIONS = 4  # of keepalive, at most: one lost segment is no dead peer
 
 TCP_ESTABLISHED = 1
@@ -109,6 +111,23 @@ def _keepalive(unacknowledged: float) -> tuple[int, int, int]:
     return silence, interval, (whole - silence) // interval
 
 
+def loopback_pair(max_message: int) -> tuple[socket.socket, socket.socket]:
+    """A connection of the process with itself; neither end blocks, the second is prepared for the maps."""
+    with socket.socket() as listener:
+        prepare(listener, max_message=max_message, half_message=0.0, unacknowledged=_HOUR)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        far = socket.create_connection(listener.getsockname())
+        far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        far.setblocking(False)
+        while True:
+            near, peer = listener.accept()
+            near.setblocking(False)
+            if peer == far.getsockname():
+                return far, near
+            near.close()  # somebody else's
+
+
 def largest_message(rmem_max: int) -> int:
     """The largest message that a process without privilege can receive, for a ``net.core.rmem_max``."""
     return 2 * rmem_max // _MESSAGES_IN_BUFFER
@@ -125,6 +144,18 @@ def release_early_data(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
 
+def clear_pause(sock: socket.socket) -> None:
+    """Clears the EAGAIN that a pause left pending on a mapped socket.
+
+    ``SO_ERROR`` is read without the socket's lock: a sender that has seen the error, and finds it gone when
+    it fetches it, makes EPIPE of it, which ends the socket as a destination for good. A send of no bytes
+    fetches it under the lock (``tcp_sendmsg_locked()`` in net/ipv4/tcp.c). Another error than EAGAIN stays
+    known by the TCP state.
+    """
+    with suppress(OSError):
+        sock.send(b"", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
 def tcp_state(sock: socket.socket) -> int:
     """The TCP state, 1 for ESTABLISHED."""
     value: int = _TCP_INFO_STATE.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1))[0]
@@ -136,8 +167,13 @@ class Progress:
     """Bytes that TCP has seen on a connection, in its life."""
 
     received: int  # in order; a FIN counts as one
-    written: int  # into the send queue, acknowledged or not
+    acknowledged: int
     unacknowledged: int
+
+    @property
+    def written(self) -> int:
+        """Into the send queue, acknowledged or not."""
+        return self.acknowledged + self.unacknowledged
 
 
 def progress(sock: socket.socket) -> Progress:
@@ -148,4 +184,4 @@ def progress(sock: socket.socket) -> Progress:
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES.size)
     acked, received = _TCP_INFO_BYTES.unpack(info)
     queued = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))[0]
-    return Progress(received, acked + queued, queued)
+    return Progress(received, acked, queued)

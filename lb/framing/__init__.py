@@ -2,17 +2,20 @@
 
 from lb.framing.oracle import Framer, FramingError, Message, Reason, measure
 from lb.framing.presets import PRESETS
+from lb.framing.replies import error_reply
 from lb.framing.spec import (
     MAX_LENGTH,
     MAX_WINDOW,
     WIDTHS,
     Direction,
     Endian,
+    ErrorReply,
     Field,
     Framing,
     Length,
     Match,
     Ordering,
+    Responses,
 )
 
 __all__ = [
@@ -22,6 +25,7 @@ __all__ = [
     "WIDTHS",
     "Direction",
     "Endian",
+    "ErrorReply",
     "Field",
     "Framer",
     "Framing",
@@ -31,5 +35,7 @@ __all__ = [
     "Message",
     "Ordering",
     "Reason",
+    "Responses",
+    "error_reply",
     "measure",
 ]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from lb.framing.spec import Field, Framing, Length, Match, Ordering
+from lb.framing.spec import ErrorReply, Field, Framing, Length, Match, Ordering, Responses
 
 
 def _length(offset: int, width: int, adjust: int) -> Length:
@@ -29,6 +29,8 @@ _FRAMINGS = (
         min_message=2 + 12,
         max_message=2 + 0xFFFF,
         ordering=Ordering.ANY,
+        responses=Responses.MANY,  # zone transfers: RFC 5936 2.2
+        error_reply=ErrorReply.DNS,
     ),
 )
 

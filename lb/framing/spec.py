@@ -28,6 +28,19 @@ class Ordering(StrEnum):
     FIFO = "fifo"
 
 
+class Responses(StrEnum):
+    """How many responses a request gets: one, or perhaps several."""
+
+    ONE = "one"
+    MANY = "many"
+
+
+class ErrorReply(StrEnum):
+    """How the balancer answers a request that no backend will answer (:mod:`lb.framing.replies`)."""
+
+    DNS = "dns"
+
+
 class Direction(Enum):
     """The way a message travels: requests come from a client, responses from a backend."""
 
@@ -123,6 +136,8 @@ class Framing:
     no_response: Match | None = None
     magic: Match | None = None
     ordering: Ordering = Ordering.ANY
+    responses: Responses = Responses.ONE
+    error_reply: ErrorReply | None = None
 
     def __post_init__(self) -> None:
         if not self.window <= self.min_message <= self.max_message <= MAX_LENGTH:

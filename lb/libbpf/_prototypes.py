@@ -58,6 +58,10 @@ class OpenOpts(ctypes.Structure):
     _fields_ = (("sz", c_size_t), ("object_name", c_char_p))
 
 
+class BpfMapBatchOpts(ctypes.Structure):
+    """``struct bpf_map_batch_opts``, never given: NULL stands for the defaults."""
+
+
 class CapHeader(ctypes.Structure):
     """``struct __user_cap_header_struct`` of linux/capability.h."""
 
@@ -126,6 +130,20 @@ LIBBPF: Final = (
     Prototype("bpf_map_update_elem", c_int, (c_int, c_void_p, c_void_p, c_uint64), _NEG),
     Prototype("bpf_map_lookup_elem", c_int, (c_int, c_void_p, c_void_p), _NEG),
     Prototype("bpf_map_delete_elem", c_int, (c_int, c_void_p), _NEG),
+    Prototype(
+        "bpf_map_lookup_batch",
+        c_int,
+        (
+            c_int,
+            c_void_p,
+            c_void_p,
+            c_void_p,
+            c_void_p,
+            ctypes.POINTER(c_uint32),
+            ctypes.POINTER(BpfMapBatchOpts),
+        ),
+        _NEG,
+    ),
     Prototype("bpf_prog_attach", c_int, (c_int, c_int, c_int, c_uint), _NEG),
     Prototype("bpf_prog_detach2", c_int, (c_int, c_int, c_int), _NEG),
     Prototype("btf__raw_data", c_void_p, (_BTF, ctypes.POINTER(c_uint32)), _NULL),

@@ -205,6 +205,35 @@ class HashMap(_Elements):
         self._put_key(key)
         self._delete_elem(self.fd, self._key_ref)
 
+    def keys(self) -> list[bytes]:
+        """A copy of all keys. Those that come or go meanwhile may be in it or not.
+
+        Has buffers of its own: another thread may call it while one uses the other methods.
+        Source: __htab_map_lookup_and_delete_batch() in kernel/bpf/hashtab.c.
+        """
+        size = self.key_size
+        room = self.max_entries
+        keys = (ctypes.c_char * (size * room))()
+        values = (ctypes.c_char * (self.value_size * room))()
+        # The position in the table: 32 bits of it are used, whatever the key's size.
+        position = (ctypes.c_char * max(size, 4))()
+        found: list[bytes] = []
+        start = None
+        while True:
+            count = ctypes.c_uint32(room)
+            try:
+                libbpf().bpf_map_lookup_batch(
+                    self.fd, start, position, keys, values, ctypes.byref(count), None
+                )
+                more = True
+            except FileNotFoundError:  # that was the last
+                more = False
+            data = keys.raw[: count.value * size]
+            found += [data[at : at + size] for at in range(0, len(data), size)]
+            if not more:
+                return found
+            start = position
+
 
 class ArrayOfMaps(_Indexed):
     """BPF_MAP_TYPE_ARRAY_OF_MAPS: places that hold other maps, all of one type and size."""

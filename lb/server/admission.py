@@ -2,14 +2,15 @@
 
 A client enters the sockmap once its upstreams are there, so that its first message has somewhere to go. It
 does not wait for all of them for ever: when one is connected, the others get a moment more; those that come
-still later join a client that is already served.
+still later join a client that is already served. When none can be connected to, it is tried again, for as
+long as messages may wait for a backend (``timeouts.queue``), unless all backends are known to be down.
 """
 
 import asyncio
 from typing import TYPE_CHECKING
 
 from lb import abi, balance
-from lb.backends import Backend
+from lb.backends import Backend, backoff
 from lb.session import State
 
 if TYPE_CHECKING:
@@ -23,11 +24,13 @@ _STRAGGLERS = 0.1
 class Admission:
     """Connects a client's upstreams and decides when it is spliced."""
 
-    __slots__ = ("_client", "_timer")
+    __slots__ = ("_attempt", "_client", "_since", "_timer")
 
     def __init__(self, client: "Client") -> None:
         self._client = client
         self._timer: asyncio.TimerHandle | None = None
+        self._since = client.listening.services.loop.time()
+        self._attempt = 0
 
     def start(self) -> None:
         """Starts to connect to the client's share of the backends that are not known to be down."""
@@ -59,9 +62,20 @@ class Admission:
         """One upstream less."""
         upstreams = list(self._client.upstreams.values())
         if not upstreams:
-            self._client.refuse("no_backend")
+            self._try_again()
         elif self._client.connected_upstreams() == upstreams:
             self._finish()
+
+    def _try_again(self) -> None:
+        """No attempt succeeded: once more in a moment, as long as messages may wait for a backend."""
+        client = self._client
+        waited = client.listening.services.loop.time() - self._since
+        if not self._choose() or waited >= client.listening.timeouts.queue:
+            client.refuse("no_backend")
+            return
+        self.cancel()
+        self._timer = client.later(backoff(self._attempt), self.start)
+        self._attempt += 1
 
     def cancel(self) -> None:
         """Nothing more happens by itself."""

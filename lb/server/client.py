@@ -13,9 +13,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from lb import abi
+from lb.abi import Pause
 from lb.backends import Backend, backoff
-from lb.dataplane import NO_MEMORY, MappedSocket, PeerGoneError
-from lb.server import ending, faults
+from lb.dataplane import NO_MEMORY, MappedSocket, PeerGoneError, PostChannel
+from lb.framing import Direction, FramingError, error_reply
+from lb.server import ending, faults, takeover
 from lb.server.admission import Admission
 from lb.server.context import Listening
 from lb.server.guard import Guard
@@ -76,6 +78,21 @@ class Client:
         """A number that changes whenever the client sends a message."""
         return self.mapped.consumed_bytes if self.mapped is not None else 0
 
+    def take_waiting(self) -> int:
+        """Takes the messages that wait on a paused client, which is about to be closed; their number."""
+        mapped = self.mapped
+        if mapped is None or not mapped.paused:
+            return 0
+        self.listening.services.plane.take_over(mapped)
+        return takeover.count_waiting(mapped.sock, self.listening.config.framing, Direction.REQUEST)
+
+    def progress(self) -> tuple[int, ...]:
+        """Numbers that change while its messages, or their answers, move."""
+        if self.mapped is None or self.state is State.CLOSED:
+            return ()
+        moved = (part for upstream in self.upstreams.values() for part in upstream.progress())
+        return (self.mapped.consumed_bytes, self.mapped.acknowledged, *moved)
+
     @property
     def buffered_bytes(self) -> int:
         """Bytes on their way to this client and to its upstreams that wait in the kernel."""
@@ -97,7 +114,7 @@ class Client:
                 self.forget(upstream)
                 upstream.close()
         if not self.connected_upstreams():
-            self.refuse("no_backend")
+            self._admission.failed()
             return
         try:
             self.mapped = services.plane.insert_client(self.ref, self.sock, self.listening.policy)
@@ -134,6 +151,10 @@ class Client:
     def refuse(self, reason: str) -> None:
         """Turns the client away before it was served."""
         self.listening.refused[reason] += 1
+        if self.mapped is None:  # one that has closed its side hears of nothing: what it sent counts as lost
+            framing = self.listening.config.framing
+            waiting = takeover.count_waiting(self.sock, framing, Direction.REQUEST)
+            self.listening.services.losses.add(reason, waiting)
         self.fail(reason)
 
     # Upstreams come and go
@@ -151,10 +172,17 @@ class Client:
         upstream = self.upstreams[backend] = Upstream(self, backend, ref)
         return upstream
 
+    @property
+    def wants_upstreams(self) -> bool:
+        """Whether messages may still come from it, or wait although it has closed its side."""
+        if self.state is State.DRAINING and self.mapped is not None:
+            return self.mapped.paused not in (Pause.RUNNING, Pause.PAUSED_HELD)
+        return self.state is State.SPLICED
+
     def add_backend(self, backend: Backend) -> None:
         """A backend has come (back): the client's messages may go there too."""
         if (
-            self.state is not State.SPLICED
+            not self.wants_upstreams
             or not backend.usable
             or backend in self.upstreams
             or len(self.upstreams) >= abi.MAX_UPSTREAMS
@@ -169,7 +197,7 @@ class Client:
         """An attempt to connect succeeded."""
         if self.state is State.ADMITTED:
             self._admission.connected()
-        elif self.state is not State.SPLICED:
+        elif not self.wants_upstreams:
             upstream.close()
         elif upstream.splice():
             self._attempts.pop(upstream.backend, None)
@@ -179,7 +207,7 @@ class Client:
 
     def upstream_failed(self, upstream: Upstream) -> None:
         """An attempt to connect failed; the upstream is closed."""
-        if self.state is State.SPLICED:
+        if self.wants_upstreams:
             self.replace(upstream)
         else:
             self.forget(upstream)
@@ -218,30 +246,101 @@ class Client:
         if self.upstreams.get(upstream.backend) is upstream:
             del self.upstreams[upstream.backend]
 
-    def close_upstreams(self) -> None:
-        """Closes all of them; what waits for them in the kernel is lost."""
+    def close_upstreams(self, reason: str = "backend_closed") -> None:
+        """Closes all of them; what waits for them in the kernel is lost for the reason."""
         upstreams = list(self.upstreams.values())
         self.upstreams.clear()
         for upstream in upstreams:
-            upstream.close()
+            upstream.close(reason)
 
     # The client itself
 
     def on_events(self, mask: int) -> None:
         """Events of the socket, from the poller."""
-        if mask & _BROKEN and (code := faults.take_error(self.sock)):
+        mapped = self.mapped
+        assert mapped is not None
+        if mask & _BROKEN and (code := faults.take_error(mapped)):
             reason = faults.malformed(self.sock, code)
             if reason is not None:
-                self.listening.protocol_errors[reason] += 1
-                _log.info("%s: closed: %s", self, reason)
-            ending.abandon(self)
+                self.malformed(reason)
+            else:
+                ending.abandon(self)
         elif self.state is not State.SPLICED:
             return
         elif mask & faults.PEER_ENDED:
             self._end("half-close", ending.after_peer(self))
-        elif self.mapped is not None and self.mapped.passed_messages:
+        elif mapped.passed_messages:
             _log.info("%s: closed: no backend for its messages", self)
             self.fail("no_backend")
+        elif mapped.paused:
+            self.listening.services.pauses.add(self)
+
+    def malformed(self, reason: str) -> None:
+        """Ends the client because it sent what is no message."""
+        self.listening.protocol_errors[reason] += 1
+        _log.info("%s: closed: %s", self, reason)
+        ending.abandon(self)
+
+    # While its messages wait
+
+    def may_resume(self) -> bool:
+        """Whether one of its upstreams would take a message now."""
+        mapped = self.mapped
+        assert mapped is not None
+        plane = self.listening.services.plane
+        only = plane.bound_to(mapped)
+        return any(
+            upstream.has_room and plane.accepts(upstream.backend.index, bound=only is not None)
+            for upstream in self.upstreams.values()
+            if only is None or upstream.ref.number == only
+        )
+
+    def resume(self) -> None:
+        """Lets the programs look at its messages again."""
+        assert self.mapped is not None
+        try:
+            self.listening.services.plane.resume(self.mapped)
+        except PeerGoneError:
+            return  # its FIN, or RST, is on the way to us as an event
+        except OSError as error:
+            _log.warning("%s: cannot go on yet: %s", self, error)
+            self.listening.services.pauses.add(self)
+
+    def waited(self, seconds: float) -> None:
+        """Gives its messages up if they have waited too long for a backend."""
+        assert self.mapped is not None
+        pause = self.mapped.paused
+        if (
+            pause in (Pause.PAUSED_NO_UPSTREAM, Pause.PAUSED_LIMIT)
+            and seconds >= self.listening.timeouts.queue
+        ):
+            self.listening.services.pauses.discard(self)
+            reason = "no_backend" if pause is Pause.PAUSED_NO_UPSTREAM else "max_outstanding"
+            self._give_up(self.mapped, reason)
+
+    def _give_up(self, mapped: MappedSocket, reason: str) -> None:
+        framing = self.listening.config.framing
+        if framing.error_reply is None:
+            _log.info("%s: closed: its messages waited too long (%s)", self, reason)
+            self.fail(reason)
+            return
+        services = self.listening.services
+        services.plane.take_over(mapped)
+        try:
+            messages = takeover.look(self.sock, framing, Direction.REQUEST)
+            takeover.take(self.sock, messages)
+        except FramingError as error:
+            self.malformed(error.reason.value)
+            return
+        services.losses.add(reason, len(messages))
+        replies = [error_reply(framing, message.data) for message in messages]
+        self.run("error replies", self.answer([reply for reply in replies if reply is not None]))
+        services.pauses.add(self)
+
+    async def answer(self, replies: list[bytes]) -> None:
+        """Sends the client what no backend will send it."""
+        for reply in replies:
+            await self.listening.services.poster.send(PostChannel.reply(self.ref, reply))
 
     def shut_down(self) -> None:
         """Ends the session: nothing new is accepted, what is outstanding is answered."""
@@ -252,6 +351,7 @@ class Client:
 
     def _end(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         self.state = step(self.state, Event.ENDING)
+        self.listening.services.pauses.discard(self)
         self.run(name, work)
 
     def fail(self, reason: str | None) -> None:
@@ -259,8 +359,9 @@ class Client:
         if self.state is State.CLOSED:
             return
         if reason is not None and self.mapped is not None:
-            lost = self.mapped.passed_messages + self.mapped.outstanding
+            lost = self.mapped.passed_messages + self.mapped.outstanding + self.take_waiting()
             self.listening.services.losses.add(reason, lost)
+            self.close_upstreams(reason)
         self.close(Event.FAILED, reset=True)
 
     def close(self, event: Event, *, reset: bool = False) -> None:
@@ -274,6 +375,7 @@ class Client:
         if self.mapped is None:
             services.plane.release(self.ref)
         else:
+            services.pauses.discard(self)
             services.poller.forget(self.sock.fileno())
             services.plane.remove(self.mapped)
         services.quiescence.reclaim_soon()

@@ -12,7 +12,10 @@ from lb.backends import Backend
 from lb.dataplane import DataPlane, Policy
 from lb.server import faults
 from lb.server.census import Census
+from lb.server.inquest import Inquest
+from lb.server.pauses import Pauses
 from lb.server.poller import Poller
+from lb.server.poster import Poster
 from lb.server.quiescence import Quiescence
 
 if TYPE_CHECKING:
@@ -52,6 +55,9 @@ class Services:
     plane: DataPlane
     poller: Poller
     quiescence: Quiescence
+    pauses: Pauses
+    inquest: Inquest
+    poster: Poster
     tasks: asyncio.TaskGroup
     losses: Losses
 

@@ -3,25 +3,32 @@
 * The client sends FIN (:func:`after_peer`): what it sent before gets its verdict, each upstream's backlog
   runs empty, FIN goes on to each backend, their answers come until they end too, and the client gets its
   FIN last.
-* We want it to end (:func:`after_outstanding`): the verdict leaves what the client still sends on its
-  socket, what is outstanding is answered, and the client gets FIN.
+* We want it to end (:func:`after_outstanding`): the client is paused for good, what is outstanding is
+  answered, and the client gets FIN, and RST if it had sent more.
 * The client is reset, or sends what is no message (:func:`abandon`): its own connection ends at once; whole
   messages that it had sent before still reach the backends. Their answers are dropped, and counted by the
   verdict.
 * A backend ends or is reset (:func:`lose`): if requests were outstanding there, their answers cannot come
-  any more, and a reset of the client's connection is how it is told. If none were, the upstream is replaced.
+  any more. Each is answered by an error where the protocol has one; else a reset of the client's connection
+  is how it is told. If none were outstanding, the upstream is replaced.
 
-The kernel gives no event when a backlog has run empty, hence the waits. Each is limited by the pool's drain
-timeout; what it cuts off is closed with RST, because closing a socket that has a backlog sends a clean FIN.
+A source that is paused when its peer's FIN comes cannot go back to the kernel: user space forwards what waits
+on it (:mod:`lb.server.takeover`).
+
+The kernel gives no event when a backlog has run empty, hence the waits. They end when nothing has moved for
+the pool's drain timeout; what is cut off is closed with RST, because closing a socket that has a backlog
+sends a clean FIN.
 """
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lb.server import faults
+from lb.framing import Direction, error_reply
+from lb.server import faults, takeover
 from lb.server.upstream import Upstream
-from lb.server.waiting import until
+from lb.server.waiting import patience, until
 from lb.session import Event, State
 
 if TYPE_CHECKING:
@@ -37,13 +44,26 @@ async def after_peer(client: "Client") -> None:
     mapped = client.mapped
     assert mapped is not None
     try:
-        async with asyncio.timeout(client.listening.timeouts.drain):
+        async with patience(client.listening.timeouts.drain, client.progress):
             # An incomplete last message ends this wait too: the strparser gives it up with an error.
-            await until(lambda: client.state is State.CLOSED or mapped.undecided <= _FIN)
+            await until(_closed(client, lambda: mapped.undecided <= _FIN or bool(mapped.paused)))
+            if mapped.paused and client.state is not State.CLOSED:
+                reason = await takeover.forward(
+                    client.listening.services,
+                    mapped,
+                    client.listening.config.framing,
+                    Direction.REQUEST,
+                    room=client.may_resume,
+                    ended=lambda: client.state is State.CLOSED or mapped.passed_messages > 0,
+                )
+                if mapped.passed_messages:
+                    client.fail("no_backend")
+                elif reason is not None:
+                    client.malformed(reason)
             async with asyncio.TaskGroup() as group:
                 for upstream in list(client.upstreams.values()):
                     group.create_task(upstream.finish(), name=f"finish {upstream}")
-            await until(lambda: client.state is State.CLOSED or mapped.backlog == 0)
+            await until(_closed(client, lambda: mapped.backlog == 0))
     except TimeoutError:
         _cut(client)
         return
@@ -63,24 +83,30 @@ async def after_outstanding(client: "Client") -> None:
     try:
         async with asyncio.timeout(client.listening.timeouts.drain):
             await client.listening.services.quiescence.wait()
-            await until(lambda: client.state is State.CLOSED or mapped.outstanding == 0)
-            await until(lambda: client.state is State.CLOSED or mapped.backlog == 0)
+            await until(_closed(client, lambda: mapped.outstanding == 0))
+            await until(_closed(client, lambda: mapped.backlog == 0))
             if client.state is not State.CLOSED:
                 faults.send_fin(client.sock)
-            await until(lambda: client.state is State.CLOSED or mapped.delivered)
+            await until(_closed(client, lambda: mapped.delivered))
     except TimeoutError:
         _cut(client)
         return
     if client.state is not State.CLOSED:
-        client.listening.services.losses.add("shutdown", mapped.passed_messages)
-        client.close(Event.ENDED)
+        lost = mapped.passed_messages + client.take_waiting()
+        client.listening.services.losses.add("shutdown", lost)
+        client.close(Event.ENDED, reset=lost > 0)
+
+
+def _closed(client: "Client", condition: Callable[[], bool]) -> Callable[[], bool]:
+    """The condition, or the client's end."""
+    return lambda: client.state is State.CLOSED or condition()
 
 
 def _cut(client: "Client") -> None:
     mapped = client.mapped
     if client.state is State.CLOSED or mapped is None:
         return
-    if mapped.passed_messages or mapped.outstanding or mapped.backlog:
+    if mapped.passed_messages or mapped.outstanding or mapped.backlog or mapped.paused:
         _log.info("%s: closed: not drained in time", client)
         client.fail("drain_timeout")
     else:  # a backend, or the client, keeps its side open for no message
@@ -94,7 +120,9 @@ def abandon(client: "Client") -> None:
     upstreams = list(client.upstreams.values())
     client.upstreams.clear()
     if client.mapped is not None:
-        client.listening.services.losses.add("client_gone", client.mapped.passed_messages)
+        client.listening.services.losses.add(
+            "client_gone", client.mapped.passed_messages + client.take_waiting()
+        )
     client.close(Event.FAILED, reset=True)
     for upstream in upstreams:
         if upstream.mapped is None:
@@ -106,30 +134,57 @@ def abandon(client: "Client") -> None:
 
 async def _finish_abandoned(upstream: Upstream) -> None:
     try:
-        async with asyncio.timeout(upstream.client.listening.timeouts.drain):
+        async with patience(upstream.client.listening.timeouts.drain, upstream.progress):
             await upstream.finish()
     except TimeoutError:
         _log.info("%s: closed: not drained in time after its client had left", upstream)
     finally:
-        upstream.close(reset=True)
+        upstream.close("drain_timeout", reset=True)
 
 
 async def lose(client: "Client", upstream: Upstream, reason: str) -> None:
-    """An upstream that has left the route is at its end: finds out whether anything was lost with it."""
+    """An upstream that has left the route is at its end: finds out what was lost with it, and tells."""
     mapped = upstream.mapped
     assert mapped is not None
-    await client.listening.services.quiescence.wait()
+    services = client.listening.services
+    await services.quiescence.wait()
     if reason == "backend_closed":
-        await upstream.settle()
+        try:
+            async with patience(client.listening.timeouts.drain, client.progress):
+                await upstream.settle()
+        except TimeoutError:
+            _log.info("%s: closed: its answers were not taken in time", upstream)
+            client.fail("drain_timeout")
+            return
+    lost = mapped.outstanding
+    replies = await _error_replies(client, upstream, lost)
     if upstream.state is State.CLOSED:
         return
-    lost = mapped.outstanding
-    upstream.close()
-    if client.state is State.SPLICED and not lost:
-        client.replace(upstream)
-        return
+    upstream.close(reason)
     if client.state is State.CLOSED:
-        client.listening.services.losses.add(reason, lost)
-    elif lost:
+        services.losses.add(reason, lost)
+        return
+    if lost and not replies:
         _log.info("%s: closed: %d messages were outstanding there (%s)", upstream, lost, reason)
         client.fail(reason)
+        return
+    if lost:
+        assert client.mapped is not None
+        services.losses.add(reason, lost)
+        await client.answer(replies)
+        client.mapped.write_off(lost)
+    if client.wants_upstreams:
+        client.replace(upstream)
+
+
+async def _error_replies(client: "Client", upstream: Upstream, lost: int) -> list[bytes]:
+    """An answer to each request that was outstanding there; nothing unless each can have one."""
+    framing = client.listening.config.framing
+    mapped = upstream.mapped
+    if framing.error_reply is None or mapped is None or not lost or mapped.ambiguous:
+        return []
+    services = client.listening.services
+    heads = [services.plane.head(key) for key in await services.inquest.requests(mapped.ref)]
+    replies = [error_reply(framing, head) for head in heads if head is not None]
+    known = [reply for reply in replies if reply is not None]
+    return known if len(known) == lost else []

@@ -9,7 +9,7 @@ import errno
 import select
 import socket
 
-from lb.dataplane import sockets
+from lb.dataplane import MappedSocket, sockets
 
 # The peer sent FIN; EPOLLHUP joins in when we did too.
 PEER_ENDED = select.EPOLLRDHUP | select.EPOLLHUP
@@ -23,8 +23,20 @@ MALFORMED = {
 }
 
 
-def take_error(sock: socket.socket) -> int:
-    """The pending error of a socket, 0 for none; reading it clears it."""
+def take_error(mapped: MappedSocket) -> int:
+    """The error that ended a mapped socket's stream, 0 for none; reading it clears it.
+
+    A pause is no error, although it leaves one pending, which is not to be cleared here
+    (:func:`sockets.clear_pause`).
+    """
+    if mapped.paused and sockets.tcp_state(mapped.sock) != sockets.TCP_CLOSE:
+        return 0
+    code = connect_error(mapped.sock)
+    return 0 if code == errno.EAGAIN else code
+
+
+def connect_error(sock: socket.socket) -> int:
+    """How an attempt to connect has ended: 0 for success."""
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 

@@ -13,6 +13,7 @@ import logging
 import socket
 
 from lb.backends import Backend
+from lb.dataplane import sockets
 from lb.framing import Direction, Framer
 from lb.server import faults
 from lb.server.context import Listening, Relayed
@@ -52,6 +53,9 @@ class _Exchange:
         self._responses = Framer(listening.config.framing, Direction.RESPONSE)
         self._counts = listening.relayed.setdefault(backend.index, Relayed())
         self._outstanding = 0
+        self._quiet: list[int] = []  # where the messages without a response end in what was written
+        self._written = 0
+        self._acknowledged_before = sockets.progress(upstream).acknowledged
         self._client_gone = False
 
     async def send(self) -> None:
@@ -59,6 +63,9 @@ class _Exchange:
         while self._requests.error is None and (data := await self._read_client()):
             for message in self._requests.feed(data):
                 self._outstanding += message.wants_response
+                self._written += len(message.data)
+                if not message.wants_response:
+                    self._quiet.append(self._written)
                 if await self._write(self._upstream, message.data):
                     self._counts.requests += 1
                     self._counts.request_bytes += len(message.data)
@@ -90,7 +97,7 @@ class _Exchange:
             self.lost = "backend_malformed"
         for reason in reasons:
             self._listening.protocol_errors[reason] += 1
-        self._listening.services.losses.add(self.lost, self._outstanding)
+        self._listening.services.losses.add(self.lost, self._outstanding + self._undelivered_quiet())
         if reasons or self._outstanding > 0:
             _log.info(
                 "relay to %s: %s, %d messages outstanding",
@@ -99,6 +106,11 @@ class _Exchange:
                 self._outstanding,
             )
             faults.reset_on_close(self._client)
+
+    def _undelivered_quiet(self) -> int:
+        """Messages without a response that the backend did not acknowledge."""
+        acknowledged = sockets.progress(self._upstream).acknowledged - self._acknowledged_before
+        return sum(end > acknowledged for end in self._quiet)
 
     async def _read_client(self) -> bytes:
         try:

@@ -12,8 +12,11 @@ from lb.dataplane import DataPlane, Policy, Traffic
 from lb.health import Monitor
 from lb.server.client import Client
 from lb.server.context import Listening, Losses, Pool, Services
+from lb.server.inquest import Inquest
 from lb.server.listener import Listener
+from lb.server.pauses import Pauses
 from lb.server.poller import Poller
+from lb.server.poster import Poster
 from lb.server.quiescence import Quiescence
 from lb.server.waiting import until
 
@@ -82,12 +85,29 @@ class Server:
         loop = asyncio.get_running_loop()
         poller = Poller(loop)
         quiescence = Quiescence(self.plane)
+        pauses = Pauses(self.plane)
+        inquest = Inquest(self.plane)
+        poster = Poster(self.plane.post)
         try:
             async with asyncio.TaskGroup() as background:
-                serving = [background.create_task(quiescence.run(), name="quiescence")]
+                serving = [
+                    background.create_task(quiescence.run(), name="quiescence"),
+                    background.create_task(pauses.run(), name="pauses"),
+                    background.create_task(inquest.run(), name="inquest"),
+                ]
                 try:
                     async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as connections:
-                        services = Services(loop, self.plane, poller, quiescence, connections, self.losses)
+                        services = Services(
+                            loop,
+                            self.plane,
+                            poller,
+                            quiescence,
+                            pauses,
+                            inquest,
+                            poster,
+                            connections,
+                            self.losses,
+                        )
                         serving += [
                             background.create_task(work, name=name) for name, work in self._build(services)
                         ]
@@ -144,7 +164,12 @@ class Server:
             listening = Listening(
                 config=listener,
                 pool=pool,
-                policy=Policy(framings[framing.name], pool.index, pool.config.batch),
+                policy=Policy(
+                    framings[framing.name],
+                    pool.index,
+                    pool.config.batch,
+                    self._settings.runtime.buffer_budget,
+                ),
                 services=services,
                 traffic={backend.index: self.plane.counters.new_traffic_row() for backend in pool.backends},
             )
@@ -156,6 +181,7 @@ class Server:
         pool = Pool(settings, self.plane.publish_pool(_BALANCE[settings.balance]), [])
         for configured in settings.backends:
             index = self.plane.publish_backend(configured.weight)
+            self.plane.set_max_outstanding(index, configured.max_outstanding)
             backend = Backend(settings.name, configured, settings.health_check or _PASSIVE, index)
             backend.on_change.append(lambda changed: self._backend_changed(pool, changed, services))
             pool.backends.append(backend)

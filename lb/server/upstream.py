@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from lb.backends import Backend, connect_failure
 from lb.dataplane import NO_MEMORY, MappedSocket, PeerGoneError, sockets
-from lb.server import faults
+from lb.framing import Direction
+from lb.server import faults, takeover
 from lb.server.guard import Guard
 from lb.server.poller import CONNECTING, STATE
 from lb.server.waiting import until
@@ -31,7 +32,6 @@ class Upstream:
     __slots__ = (
         "_fin",
         "_place",
-        "_ref",
         "_services",
         "_sock",
         "backend",
@@ -39,6 +39,7 @@ class Upstream:
         "connected",
         "guard",
         "mapped",
+        "ref",
         "state",
     )
 
@@ -50,7 +51,7 @@ class Upstream:
         self.mapped: MappedSocket | None = None
         self.guard = Guard(self.__str__, self._crashed)
         self._services = client.listening.services
-        self._ref = ref
+        self.ref = ref
         self._sock: socket.socket | None = None
         self._place: int | None = None
         self._fin = asyncio.Event()
@@ -62,6 +63,17 @@ class Upstream:
     def backlog(self) -> int:
         """Bytes on their way to the backend that wait in the kernel."""
         return self.mapped.backlog if self.mapped is not None and self._sock is not None else 0
+
+    def progress(self) -> tuple[int, ...]:
+        """Numbers that change while messages for the backend, or its answers, move."""
+        if self.mapped is None or self._sock is None:
+            return ()
+        return (self.mapped.consumed_bytes, self.mapped.acknowledged)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it may be sent a message now."""
+        return self._place is not None and self.mapped is not None and self.mapped.has_room
 
     def connect(self) -> None:
         """Starts to connect; the client hears of the result, perhaps at once."""
@@ -105,7 +117,7 @@ class Upstream:
         listening = self.client.listening
         try:
             self.mapped = plane.insert_upstream(
-                self._ref,
+                self.ref,
                 self._sock,
                 listening.policy,
                 client=self.client.ref,
@@ -121,7 +133,7 @@ class Upstream:
             self.backend.failed("no_memory")
             return False
         self.state = step(self.state, Event.INSERTED)
-        self._place = plane.route(self.client.ref, self._ref, self.backend.index)
+        self._place = plane.route(self.client.ref, self.ref, self.backend.index)
         return True
 
     def unsplice(self) -> socket.socket:
@@ -140,10 +152,25 @@ class Upstream:
             self._place = None
 
     async def settle(self) -> None:
-        """Returns when all that the backend sent before its FIN has got a verdict."""
+        """Returns when all that the backend sent before its FIN is on its way to the client."""
         mapped = self.mapped
-        if mapped is not None:
-            await until(lambda: self.state is State.CLOSED or mapped.undecided <= _FIN)
+        if mapped is None:
+            return
+        await until(lambda: self._closed or mapped.undecided <= _FIN or bool(mapped.paused))
+        if mapped.paused and not self._closed:
+            self._services.pauses.discard(self)
+            await takeover.forward(
+                self._services,
+                mapped,
+                self.client.listening.config.framing,
+                Direction.RESPONSE,
+                room=self.may_resume,
+                ended=lambda: self._closed,
+            )
+
+    @property
+    def _closed(self) -> bool:
+        return self.state is State.CLOSED
 
     async def finish(self) -> None:
         """Ends in good order after the client's FIN: the rest is sent, then FIN, then the answers come."""
@@ -152,16 +179,24 @@ class Upstream:
             return
         if self.state is State.SPLICED:
             self.state = step(self.state, Event.ENDING)
-        await until(lambda: self.state is State.CLOSED or mapped.backlog == 0)
+        await until(lambda: self._closed or mapped.backlog == 0)
         if self.state is not State.CLOSED:
             faults.send_fin(sock)
             await self._fin.wait()
             await self.settle()
+            # A backend that closed with data on its way answers with RST: only then is it known what it had.
+            await until(lambda: self._closed or mapped.delivered or mapped.dead)
 
-    def close(self, *, reset: bool = False) -> None:
-        """Takes the socket out of the map and closes it, whatever state it is in."""
+    def close(self, reason: str = "backend_closed", *, reset: bool = False) -> None:
+        """Takes the socket out of the map and closes it, whatever state it is in.
+
+        Requests without response that have not certainly arrived are counted as lost for the reason; those
+        with a response are up to the caller.
+        """
         if self.state is State.CLOSED:
             return
+        if self.mapped is not None:
+            self._services.losses.add(reason, self.mapped.undelivered_quiet)
         self._fin.set()
         sock, self._sock = self._sock, None
         if sock is None:  # it was never tried, or failed at once
@@ -169,6 +204,7 @@ class Upstream:
             return
         if reset:
             faults.reset_on_close(sock)
+        self._services.pauses.discard(self)
         self._services.poller.forget(sock.fileno())
         self.backend.connections -= 1
         self._leave_map()
@@ -180,7 +216,7 @@ class Upstream:
         if self.mapped is not None:
             self._services.plane.remove(self.mapped)
         else:
-            self._services.plane.release(self._ref)
+            self._services.plane.release(self.ref)
         self._services.quiescence.reclaim_soon()
 
     def on_events(self, mask: int) -> None:
@@ -188,15 +224,39 @@ class Upstream:
         assert self._sock is not None
         if self.mapped is None:
             self._connecting(mask)
-        elif mask & _BROKEN and (code := faults.take_error(self._sock)):
+        elif mask & _BROKEN and (code := faults.take_error(self.mapped)):
             self.client.upstream_broken(self, faults.malformed(self._sock, code))
-        elif mask & faults.PEER_ENDED and not self._fin.is_set():
-            self._fin.set()
-            self.client.upstream_ended(self)
+        elif mask & faults.PEER_ENDED:
+            if not self._fin.is_set():
+                self._fin.set()
+                self.client.upstream_ended(self)
+        elif self.mapped.paused:
+            self._services.pauses.add(self)
+
+    # While its responses wait for the client to read
+
+    def may_resume(self) -> bool:
+        """Whether the client would take a response now."""
+        mapped = self.client.mapped
+        return mapped is None or self.client.state is State.CLOSED or mapped.has_room
+
+    def resume(self) -> None:
+        """Lets the programs look at the responses again."""
+        assert self.mapped is not None
+        try:
+            self._services.plane.resume(self.mapped)
+        except PeerGoneError:
+            return  # its FIN, or RST, is on the way to us as an event
+        except OSError as error:
+            _log.warning("%s: cannot go on yet: %s", self, error)
+            self._services.pauses.add(self)
+
+    def waited(self, seconds: float) -> None:
+        """A client may take its time."""
 
     def _connecting(self, mask: int) -> None:
         assert self._sock is not None
-        code = faults.take_error(self._sock)
+        code = faults.connect_error(self._sock)
         if code:
             self._connect_failed(connect_failure(code))
         elif mask & _BROKEN:

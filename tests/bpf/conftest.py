@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lb.dataplane import DataPlane, Sizes, load
-from tests.bpf.rig import Rig
+from tests.bpf.rig import LARGEST, Rig
 
 SAMPLE = Path(__file__).parent / "fixtures/sample.bpf.c"
 
@@ -38,7 +38,7 @@ def sample(compile_bpf: Compiler, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture
 def plane() -> Iterator[DataPlane]:
     """The product's data plane, attached, with nothing published. Needs root."""
-    sizes = Sizes(connections=128, framings=4, backends=40, traffic_rows=40)
+    sizes = Sizes(connections=128, framings=4, backends=40, traffic_rows=40, max_message=LARGEST)
     with closing(load(sizes)) as plane:
         yield plane
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from lb import abi
 from lb.dataplane import DataPlane, MappedSocket, Policy, sockets
-from lb.framing import PRESETS, Endian, Field, Framing, Length, Match, Ordering
+from lb.framing import PRESETS, Endian, Field, Framing, Length, Match, Ordering, Responses
 from lb.slots import SlotRef
 
 LIMIT = 20.0  # seconds for what takes milliseconds on an idle machine
@@ -22,6 +22,8 @@ LARGEST = 256 * 1024
 
 PREFIXED = replace(PRESETS["length-prefixed"], max_message=LARGEST)
 FIFO = replace(PREFIXED, name="fifo", ordering=Ordering.FIFO)
+# A response reaches its client although nobody asked.
+MANY = replace(PREFIXED, name="many", responses=Responses.MANY)
 WITHOUT_ID = replace(PREFIXED, name="without-id", id=None)
 # Every declaration that there is, in six bytes: magic, flags, length of what follows, id.
 MARKED = Framing(
@@ -166,6 +168,13 @@ class Client(End):
         self._mapped = self.plane.insert_client(self.ref, self.near, policy)
         return self._mapped
 
+    def expect_paused(self, why: abi.Pause, *messages: bytes) -> None:
+        """It stands still in front of these messages, and nothing else has arrived."""
+        until_equal(lambda: self.mapped.paused, why)
+        until_equal(lambda: self.mapped.undecided, len(b"".join(messages)))
+        self.plane.take_over(self.mapped)
+        expect(self.near, b"".join(messages))
+
     def cut(self, upstream: Upstream) -> None:
         """Take an upstream out of the client's route."""
         self.plane.unroute(self.ref, upstream.place)
@@ -268,6 +277,12 @@ class Rig:
         retired = self.plane.slots.take_retired()
         self.plane.wait_for_programs()
         self.plane.reclaim(retired)
+
+    def resume(self, end: End) -> None:
+        """End the pause of a source."""
+        self.plane.canary.send()
+        until(self.plane.canary.back)
+        self.plane.resume(end.mapped)
 
     def counted(self, counter: abi.Counter) -> int:
         return self.plane.counters.messages(counter)

@@ -114,6 +114,7 @@ def test_the_limits_are_those_of_the_header() -> None:
         "BUCKETS": abi.BUCKETS,
         "STRIDE": abi.STRIDE,
         "MAX_LENGTH": framing.MAX_LENGTH,
+        "MAX_HEAD": abi.MAX_HEAD,
     }
     assert abi.MAX_WINDOW == framing.MAX_WINDOW
 

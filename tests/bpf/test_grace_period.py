@@ -133,7 +133,7 @@ def test_the_data_plane_waits_after_it_gave_up_every_privilege() -> None:
         import os
         from lb.dataplane import Sizes, load
         from lb.libbpf import clear_capabilities, drop_bounding_set, effective_capabilities, set_no_new_privs
-        plane = load(Sizes(connections=4, framings=1, backends=1, traffic_rows=1))
+        plane = load(Sizes(connections=4, framings=1, backends=1, traffic_rows=1, max_message=1))
         drop_bounding_set()
         os.setgroups([])
         os.setresgid(65534, 65534, 65534)

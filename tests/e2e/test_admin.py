@@ -18,6 +18,7 @@ METRICS = {
     "bytes_total": {"listener", "pool", "backend", "direction"},
     "datapath_messages_total": {"path"},
     "dropped_messages_total": {"reason"},
+    "pauses_total": {"reason"},
     "protocol_errors_total": {"listener", "reason"},
     "client_connections": {"listener"},
     "client_connections_total": {"listener"},

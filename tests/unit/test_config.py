@@ -27,7 +27,7 @@ from lb.config import (
     load,
     parse,
 )
-from lb.framing import PRESETS, Endian, Field, Framing, Length, Match, Ordering
+from lb.framing import PRESETS, Endian, Field, Framing, Length, Match, Ordering, Responses
 
 EXAMPLE = """\
 admin:
@@ -53,12 +53,11 @@ pools:
     balance: least_outstanding
     connections: per_client
     batch: 32
-    retries: 2
     backends:
       - {name: a, address: 10.0.0.11:9000, weight: 2, max_outstanding: 64}
       - {name: b, address: 10.0.0.12:9000}
     health_check: {interval: 3s, timeout: 1500ms, rise: 3, fall: 4}
-    timeouts: {connect: 1s, idle: 20m, drain: 1h, half_message: 250ms, unacknowledged: 5s}
+    timeouts: {connect: 1s, idle: 20m, drain: 1h, half_message: 250ms, unacknowledged: 5s, queue: 3s}
 """
 
 MINIMAL = """\
@@ -139,9 +138,8 @@ def test_every_key_has_its_meaning() -> None:
                 batch=32,
                 health_check=HealthCheck(interval=3.0, timeout=1.5, rise=3, fall=4),
                 timeouts=Timeouts(
-                    connect=1.0, idle=1200.0, drain=3600.0, half_message=0.25, unacknowledged=5.0
+                    connect=1.0, idle=1200.0, drain=3600.0, half_message=0.25, unacknowledged=5.0, queue=3.0
                 ),
-                retries=2,
             ),
         ),
     )
@@ -169,9 +167,8 @@ def test_names_and_addresses_are_enough() -> None:
                 batch=64,
                 health_check=None,
                 timeouts=Timeouts(
-                    connect=2.0, idle=600.0, drain=30.0, half_message=10.0, unacknowledged=10.0
+                    connect=2.0, idle=600.0, drain=30.0, half_message=10.0, unacknowledged=60.0, queue=5.0
                 ),
-                retries=1,
             ),
         ),
     )
@@ -238,7 +235,7 @@ def test_a_protocol_has_every_key() -> None:
         " id: {offset: 8, width: 8, endian: little},"
         " response: {offset: 5, width: 2, endian: little, mask: 0x8000, value: 32768},"
         " no_response: {offset: 7, mask: 0x60, value: 0x40}, magic: {offset: 0, width: 2, value: 0xdabb},"
-        " max_message: 64KiB, min_message: 20, ordering: fifo}"
+        " max_message: 64KiB, min_message: 20, ordering: fifo, responses: many}"
     )
 
     assert framing == Framing(
@@ -251,6 +248,7 @@ def test_a_protocol_has_every_key() -> None:
         no_response=Match(Field(7, 1), mask=0x60, value=0x40),
         magic=Match(Field(0, 2), mask=0xFFFF, value=0xDABB),
         ordering=Ordering.FIFO,
+        responses=Responses.MANY,
     )
 
 
@@ -360,7 +358,7 @@ REPORT = """\
 35: pools[0].health_check.rise: 0 is outside 1..100 (results in a row; more would take minutes to act on);
     use 1 or more
 36: pools[0].timeouts: is a list; write a mapping with the keys connect, idle, drain, half_message,
-    unacknowledged
+    unacknowledged, queue
 38: pools[1].name: is given twice, first at line 37; keep one of them
 39: pools[1].backends: has only weights of 0, so no message can be sent; give one backend a weight above 0
 40: pools[2].backends: is an empty list; write a list of backends with name and address
@@ -403,7 +401,7 @@ def test_all_mistakes_of_a_file_are_reported_at_once() -> None:
                 ),
                 (
                     "2: pools[0]: is `x`; write a mapping with the keys name, backends, balance, connections,"
-                    " batch, health_check, timeouts, retries"
+                    " batch, health_check, timeouts"
                 ),
             ],
         ),
@@ -542,7 +540,6 @@ def test_what_is_no_whole_number_is_refused(number: str) -> None:
         ("timeouts: {drain", ("10ms", "9ms"), ("24h", "25h")),
         ("timeouts: {half_message", ("10ms", "9ms"), ("24h", "25h")),
         ("timeouts: {unacknowledged", ("500ms", "499ms"), ("15m", "16m")),
-        ("retries", ("0", "-1"), ("10", "11")),
         ("runtime: {max_connections", ("16", "15"), ("1048576", "1048577")),
         ("runtime: {buffer_budget", ("64KiB", "65535"), ("1GiB", "1073741825")),
     ],
@@ -700,6 +697,7 @@ def test_an_unknown_word_without_a_near_one_gets_the_known_ones() -> None:
             f"{{{LENGTH}, no_response: {{offset: 4, value: -1}}}}",
             "p.no_response.value: -1 is outside 0..18446744",
         ),
+        (f"{{{LENGTH}, responses: none}}", "p.responses: `none` is not a choice here"),
         (f"{{{LENGTH}, ordering: lifo}}", "p.ordering: `lifo` is not a choice here; did you mean `fifo`?"),
         (f"{{{LENGTH}, max_message: 65MiB}}", "p.max_message: 65MiB is outside 4..64MiB ("),
         (

@@ -40,6 +40,7 @@ def test_the_custom_protocol_shows_every_key() -> None:
         "max_message",
         "min_message",
         "ordering",
+        "responses",
     }
 
 

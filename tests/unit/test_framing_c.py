@@ -7,6 +7,8 @@ import errno
 import re
 import shutil
 import socket
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -30,6 +32,7 @@ from lb.framing import (
     Message,
     Ordering,
     Reason,
+    Responses,
     measure,
 )
 from lb.server import faults
@@ -59,10 +62,6 @@ def headers(tmp_path_factory: pytest.TempPathFactory) -> Headers:
 # --- what the oracle says of a batch ----------------------------------------------------------------------
 
 
-def tag(number: int) -> int:
-    return (number ^ number >> 32) & 0xFFFFFFFF
-
-
 def expects(framing: Framing, data: bytes, start: int, direction: Direction) -> bool:
     """Whether the message is a response, or a request that gets one."""
     if direction is Direction.RESPONSE:
@@ -70,9 +69,14 @@ def expects(framing: Framing, data: bytes, start: int, direction: Direction) -> 
     return framing.no_response is None or not framing.no_response.matches(data, start)
 
 
+def by_id(framing: Framing) -> bool:
+    """Whether responses are told apart by their ids."""
+    return framing.id is not None
+
+
 def expected(framing: Framing, data: bytes, limit: int, direction: Direction) -> Batch:
     """The batch at the start of the data, built from single messages that the oracle measured."""
-    total, kinds, tags = 0, list[bool](), list[int]()
+    total, kinds, ids = 0, list[bool](), list[int]()
     while len(kinds) < limit and total < len(data):
         try:
             length = measure(framing, data, total, direction)
@@ -86,10 +90,11 @@ def expected(framing: Framing, data: bytes, limit: int, direction: Direction) ->
         if kinds and direction is Direction.RESPONSE and kind is not kinds[0]:
             break
         kinds.append(kind)
-        if kind and framing.id is not None:
-            tags.append(tag(framing.id.read(data, total)))
+        if kind and by_id(framing) and total + length <= len(data):
+            assert framing.id is not None
+            ids.append(framing.id.read(data, total))
         total += length
-    return Batch(total, len(kinds), sum(kinds), tuple(tags))
+    return Batch(total, len(kinds), sum(kinds), tuple(ids))
 
 
 # --- any framing, any bytes -------------------------------------------------------------------------------
@@ -119,9 +124,7 @@ def any_framings(draw: st.DrawFn) -> Framing:
     """
     span = draw(st.integers(1, 12) | st.integers(1, MAX_WINDOW))
     length = draw(fields(span))
-    parts: dict[str, Match | None] = {
-        name: draw(st.none() | matches(span)) for name in ("response", "no_response", "magic")
-    }
+    parts: Any = {name: draw(st.none() | matches(span)) for name in ("response", "no_response", "magic")}
     number = draw(st.none() | fields(span))
     window = max(part.end for part in (length, number, *(m.field for m in parts.values() if m)) if part)
     shortest = draw(st.integers(window, window + 20))
@@ -187,8 +190,8 @@ def test_a_batch_holds_as_many_messages_as_there_are_and_at_most_its_limit(
     assert got.messages == min(count, limit)
     assert got.length == got.messages * len(one.data)
     assert got.expecting == got.messages * one.wants_response
-    if one.id is not None:
-        assert got.tags == (tag(one.id),) * got.expecting
+    if by_id(framing):
+        assert got.ids == (one.id,) * got.expecting
 
 
 # --- a stream, as the strparser cuts it -------------------------------------------------------------------
@@ -262,11 +265,10 @@ def test_however_a_stream_is_cut_both_sides_find_the_same_messages(
             assert batch.expecting == sum(kinds)
             if direction is Direction.RESPONSE:
                 assert len(set(kinds)) == 1
-            if framing.id is not None:
-                assert batch.tags == tuple(
-                    tag(message.id)
-                    for message, kind in zip(mine, kinds, strict=True)
-                    if kind and message.id is not None
+            # Of one that came in piece by piece note is taken when it is whole, in the verdict.
+            if by_id(framing) and batch.ids:
+                assert batch.ids == tuple(
+                    message.id for message, kind in zip(mine, kinds, strict=True) if kind
                 )
         assert not found
         assert strparser.reason == (framer.error and framer.error.reason)
@@ -292,7 +294,7 @@ def test_an_incomplete_first_message_gives_its_length(headers: Headers) -> None:
         assert headers.measure(encode(PREFIXED), whole[:size], 0, 64, Direction.REQUEST) == (0, 0, 0, ())
     for size in range(8, 101):
         got = headers.measure(encode(PREFIXED), whole[:size], 0, 64, Direction.REQUEST)
-        assert got == (100, 1, 1, (7,))
+        assert got == (100, 1, 1, (7,) if size == 100 else ())
 
 
 def test_an_incomplete_message_does_not_travel_with_those_before_it(headers: Headers) -> None:
@@ -339,6 +341,19 @@ def test_responses_and_other_messages_of_a_backend_travel_apart(headers: Headers
 
     assert batches(0x80, 0x80, 0, 0, 0, 0x80) == [2, -3, 1]
     assert batches(0, 0x80) == [-1, 1]
+
+
+def test_a_response_that_nobody_awaits_travels_apart_and_is_expected_by_none(headers: Headers) -> None:
+    data = prefixed(1, 20) + prefixed(1, 20) + prefixed(2, 20) + prefixed(2, 20) + prefixed(1, 20)
+
+    def batch(offset: int, framing: Framing = PREFIXED) -> Batch:
+        return headers.measure(encode(framing), data, offset, 64, Direction.RESPONSE, awaited=1)
+
+    assert batch(0) == (40, 2, 2, (1, 1))
+    assert batch(40) == batch(60) == (20, 1, 0, ())
+    assert batch(80) == (20, 1, 1, (1,))
+    many = replace(PREFIXED, responses=Responses.MANY)
+    assert batch(0, many) == (100, 5, 5, (1, 1, 1))
 
 
 def test_the_errors_in_c_are_the_reasons_of_the_oracle() -> None:

@@ -1,0 +1,109 @@
+"""A socket in the maps, and its numbers."""
+
+import socket
+
+from lb import abi
+from lb.dataplane import sockets
+from lb.slots import SlotRef
+
+
+class MappedSocket:
+    """A socket in the sockmap. The owner of the socket keeps it; nobody reads or writes it meanwhile.
+
+    Its numbers are the kernel's, live.
+    """
+
+    __slots__ = ("_acknowledged_before", "_sent_before", "_slot", "cookie", "ref", "sock")
+
+    def __init__(self, ref: SlotRef, sock: socket.socket, slot: abi.Slot, cookie: int) -> None:
+        self.ref = ref
+        self.sock = sock
+        self.cookie = cookie
+        self._slot = slot
+        before = sockets.progress(sock)
+        self._sent_before = before.written
+        self._acknowledged_before = before.acknowledged
+
+    @property
+    def outstanding(self) -> int:
+        """Requests whose response has not come. For a client: from it; for an upstream: to it."""
+        # Read in this order, an answer that comes in between makes it too large, never negative.
+        answered = self._slot.answered + self._slot.written_off
+        return self._slot.sent - answered
+
+    def write_off(self, requests: int) -> None:
+        """Client: that many of its requests will not be answered by a backend; it was told."""
+        self._slot.written_off += requests
+
+    @property
+    def ambiguous(self) -> int:
+        """Upstream: outstanding requests that have no entry of their own (``bpf/lb_inflight.h``)."""
+        return self._slot.ambiguous - self._slot.disambiguated
+
+    @property
+    def consumed_bytes(self) -> int:
+        """Bytes from this socket that got a verdict."""
+        return self._slot.consumed_bytes
+
+    @property
+    def passed_messages(self) -> int:
+        """Messages from this socket that the verdict left to user space."""
+        return self._slot.passed_messages
+
+    @property
+    def paused(self) -> abi.Pause:
+        """Why the parser stopped in front of a message, if it did. Ends with :meth:`DataPlane.resume`."""
+        return abi.Pause(self._slot.paused)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether senders that were paused for the sake of this socket may go on: half its budget is free."""
+        return self.backlog <= self._slot.budget // 2
+
+    @property
+    def undelivered_quiet(self) -> int:
+        """Upstream: requests without response that the backend has not certainly received.
+
+        Final once the connection is dead. What the backend acknowledged and never read nobody knows of.
+        """
+        slot = self._slot
+        if not slot.quiet:
+            return 0
+        acknowledged = sockets.progress(self.sock).acknowledged - self._acknowledged_before
+        if acknowledged >= slot.redirected_bytes:
+            return 0
+        return slot.quiet - (slot.mark_quiet if acknowledged >= slot.mark_bytes else slot.delivered_quiet)
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that were redirected to this socket and are not in its TCP send queue yet."""
+        redirected = self._slot.redirected_bytes
+        return max(0, redirected - (sockets.progress(self.sock).written - self._sent_before))
+
+    @property
+    def acknowledged(self) -> int:
+        """Bytes that the peer has acknowledged in the connection's life."""
+        return sockets.progress(self.sock).acknowledged
+
+    @property
+    def delivered(self) -> bool:
+        """Whether the peer has acknowledged all that is in the TCP send queue, our FIN included."""
+        return sockets.progress(self.sock).unacknowledged == 0
+
+    @property
+    def dead(self) -> bool:
+        """Whether the connection is closed in both directions, or reset."""
+        return sockets.tcp_state(self.sock) == sockets.TCP_CLOSE
+
+    @property
+    def undecided(self) -> int:
+        """Bytes that arrived on this socket and got no verdict: at rest, an incomplete message.
+
+        A FIN of the peer counts as a byte.
+        """
+        received = sockets.progress(self.sock).received
+        return max(0, received - self._slot.consumed_bytes)
+
+    def hold(self) -> None:
+        """Makes the parser pause in front of the next message."""
+        self._slot.hold = 1

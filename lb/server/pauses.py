@@ -1,0 +1,91 @@
+"""Sources that stand still, and when they go on.
+
+The parser pauses a source in front of a message when there is no room where it has to go
+(``bpf/lb.bpf.c``). The kernel gives no event when a backlog has run empty, so the destinations of paused
+sources, and of no others, are looked at: every millisecond at first, ever more seldom while nothing changes,
+and never so often that looking takes more than a small part of the processor.
+"""
+
+import asyncio
+from typing import Protocol
+
+from lb.dataplane import DataPlane
+from lb.server.guard import Guarded
+from lb.server.waiting import until
+
+_SHORTEST = 0.001
+_LONGEST = 0.02
+_SHARE = 10  # looking takes at most 1/10 of the time
+
+
+class Source(Guarded, Protocol):
+    """A mapped socket whose messages wait."""
+
+    def may_resume(self) -> bool:
+        """Whether there is room now."""
+
+    def resume(self) -> None:
+        """Lets the programs look at the waiting messages again."""
+
+    def waited(self, seconds: float) -> None:
+        """Called while it stands still, with the time since it was paused first."""
+
+
+class Pauses:
+    """The sources that wait for room."""
+
+    def __init__(self, plane: DataPlane) -> None:
+        self._plane = plane
+        self._waiting: dict[Source, float] = {}
+        self._any = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, source: Source) -> None:
+        """A source has been paused; it is resumed as soon as there is room."""
+        if source not in self._waiting:
+            self._waiting[source] = asyncio.get_running_loop().time()
+            self._any.set()
+
+    def discard(self, source: Source) -> None:
+        """The source ends, or somebody else takes care of it."""
+        self._waiting.pop(source, None)
+
+    async def run(self) -> None:
+        """Serves for ever; to be run as a task."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._any.wait()
+            self._any.clear()
+            delay = _SHORTEST
+            while self._waiting:
+                before = loop.time()
+                ready = self._ready(before)
+                took = loop.time() - before
+                delay = _SHORTEST if ready else min(delay * 2, _LONGEST)
+                if ready:
+                    await self._canary()
+                    self._resume(ready)
+                await asyncio.sleep(max(delay, _SHARE * took))
+
+    def _ready(self, now: float) -> list[Source]:
+        ready = []
+        for source, since in list(self._waiting.items()):
+            with source.guard:
+                if source.may_resume():
+                    ready.append(source)
+                else:
+                    source.waited(now - since)
+        return ready
+
+    async def _canary(self) -> None:
+        self._plane.canary.send()
+        await until(self._plane.canary.back)
+
+    def _resume(self, ready: list[Source]) -> None:
+        for source in ready:
+            if source in self._waiting:  # it has not ended meanwhile
+                self.discard(source)
+                with source.guard:
+                    source.resume()
