@@ -7,6 +7,7 @@ CLANG_FORMAT ?= clang-format
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+CHAOS_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
@@ -14,7 +15,7 @@ C_SOURCES := $(wildcard bpf/*.c bpf/*.h)
 
 export PYTHON
 
-.PHONY: all help bpf bpf-check deps deps-runtime venv demo bench test test-kernels unit lint format clean distclean \
+.PHONY: all help bpf bpf-check deps deps-runtime venv demo bench chaos test test-kernels unit lint format clean distclean \
 	need-root
 # The steps of a target build on each other: set-up first, the test run last.
 .NOTPARALLEL:
@@ -53,6 +54,9 @@ demo: deps-runtime $(VENV)/.installed-runtime ## backends, balancer and load on 
 
 bench: deps $(VENV)/.installed-runtime ## messages a second beside direct connections and HAProxy, as root; BENCH_ARGS='--rounds 5'
 	$(BIN)/python -m tests.bench.bench $(BENCH_ARGS)
+
+chaos: need-root deps venv ## ten minutes of misbehaving clients and backends; CHAOS_ARGS='--seconds 60 --seed 1'
+	$(BIN)/python -m tests.e2e.chaos $(CHAOS_ARGS)
 
 test: need-root deps venv lint bpf-check ## everything: lint, the committed object, all tests (as root); a skip is a failure
 	SOCKMAP_LB_REQUIRE_ALL=1 $(BIN)/python -m pytest tests/unit tests/bpf tests/e2e $(PYTEST_ARGS)
