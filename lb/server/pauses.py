@@ -41,9 +41,6 @@ class Pauses:
         self._waiting: dict[Source, float] = {}
         self._any = asyncio.Event()
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
     def add(self, source: Source) -> None:
         """A source has been paused; it is resumed as soon as there is room."""
         if source not in self._waiting:
