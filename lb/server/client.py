@@ -21,6 +21,7 @@ from lb.server import ending, faults, takeover
 from lb.server.admission import Admission
 from lb.server.context import Listening
 from lb.server.guard import Guard
+from lb.server.poller import SPACE, STATE
 from lb.server.relay import relay
 from lb.server.upstream import Upstream
 from lb.session import Event, State, step
@@ -216,7 +217,7 @@ class Client:
 
     def upstream_broken(self, upstream: Upstream, malformed: str | None) -> None:
         """A mapped upstream was reset, timed out, or its backend sent what is no message."""
-        upstream.leave_route()
+        self._lost(upstream)
         reason = "backend_reset"
         if malformed is not None:
             reason = "backend_malformed"
@@ -227,8 +228,12 @@ class Client:
     def upstream_ended(self, upstream: Upstream) -> None:
         """The backend of a mapped upstream sent FIN."""
         if upstream.state is State.SPLICED and self.state is not State.CLOSED:
-            upstream.leave_route()
+            self._lost(upstream)
             self.run("ended upstream", ending.lose(self, upstream, "backend_closed"))
+
+    def _lost(self, upstream: Upstream) -> None:
+        upstream.leave_route()
+        self.listening.services.pauses.hasten(self)  # what waited for this one may go to another
 
     def replace(self, upstream: Upstream) -> None:
         """Connects to the upstream's backend again."""
@@ -259,6 +264,11 @@ class Client:
         """Events of the socket, from the poller."""
         mapped = self.mapped
         assert mapped is not None
+        services = self.listening.services
+        if mask & select.EPOLLOUT:
+            services.poller.change(self.sock.fileno(), STATE)
+            for upstream in self.upstreams.values():
+                services.pauses.hasten(upstream)
         if mask & _BROKEN and (code := faults.take_error(mapped)):
             reason = faults.malformed(self.sock, code)
             if reason is not None:
@@ -273,7 +283,7 @@ class Client:
             _log.info("%s: closed: no backend for its messages", self)
             self.fail("no_backend")
         elif mapped.paused:
-            self.listening.services.pauses.add(self)
+            services.pauses.add(self)
 
     def malformed(self, reason: str) -> None:
         """Ends the client because it sent what is no message."""
@@ -309,14 +319,31 @@ class Client:
     def waited(self, seconds: float) -> None:
         """Gives its messages up if they have waited too long for a backend."""
         assert self.mapped is not None
+        if seconds < self.listening.timeouts.queue:
+            return
         pause = self.mapped.paused
-        if (
-            pause in (Pause.PAUSED_NO_UPSTREAM, Pause.PAUSED_LIMIT)
-            and seconds >= self.listening.timeouts.queue
-        ):
-            self.listening.services.pauses.discard(self)
-            reason = "no_backend" if pause is Pause.PAUSED_NO_UPSTREAM else "max_outstanding"
-            self._give_up(self.mapped, reason)
+        if pause is Pause.PAUSED_NO_UPSTREAM or not any(up.serves for up in self.upstreams.values()):
+            reason = "no_backend"
+        elif pause is Pause.PAUSED_LIMIT:
+            reason = "max_outstanding"
+        else:  # a backend may take its time to read
+            return
+        self.listening.services.pauses.discard(self)
+        self._give_up(self.mapped, reason)
+
+    def await_space(self) -> bool:
+        """Asks for events when connections to backends have space; False if it waits for something else."""
+        assert self.mapped is not None
+        if self.mapped.paused is not Pause.PAUSED_FULL:
+            return False
+        return sum(upstream.watch_space() for upstream in self.upstreams.values()) > 0
+
+    def watch_space(self) -> bool:
+        """Hastens the upstreams when the connection has space; False if there is no connection."""
+        if self.mapped is None or self.state is State.CLOSED:
+            return False
+        self.listening.services.poller.change(self.sock.fileno(), SPACE)
+        return True
 
     def _give_up(self, mapped: MappedSocket, reason: str) -> None:
         framing = self.listening.config.framing

@@ -12,7 +12,7 @@ from lb.server.guard import Guarded
 
 _BATCH = 512
 STATE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLERR | select.EPOLLET
-CONNECTING = STATE | select.EPOLLOUT
+CONNECTING = SPACE = STATE | select.EPOLLOUT
 
 
 class Watched(Guarded, Protocol):

@@ -12,7 +12,7 @@ from lb.dataplane import NO_MEMORY, MappedSocket, PeerGoneError, sockets
 from lb.framing import Direction
 from lb.server import faults, takeover
 from lb.server.guard import Guard
-from lb.server.poller import CONNECTING, STATE
+from lb.server.poller import CONNECTING, SPACE, STATE
 from lb.server.waiting import until
 from lb.session import Event, State, step
 from lb.slots import SlotRef
@@ -69,6 +69,11 @@ class Upstream:
         if self.mapped is None or self._sock is None:
             return ()
         return (self.mapped.consumed_bytes, self.mapped.acknowledged)
+
+    @property
+    def serves(self) -> bool:
+        """Whether it is among those that new messages may go to, with or without room."""
+        return self._place is not None and self.backend.usable
 
     @property
     def has_room(self) -> bool:
@@ -134,6 +139,7 @@ class Upstream:
             return False
         self.state = step(self.state, Event.INSERTED)
         self._place = plane.route(self.client.ref, self.ref, self.backend.index)
+        self._services.pauses.hasten(self.client)
         return True
 
     def unsplice(self) -> socket.socket:
@@ -224,7 +230,11 @@ class Upstream:
         assert self._sock is not None
         if self.mapped is None:
             self._connecting(mask)
-        elif mask & _BROKEN and (code := faults.take_error(self.mapped)):
+            return
+        if mask & select.EPOLLOUT:
+            self._services.poller.change(self._sock.fileno(), STATE)
+            self._services.pauses.hasten(self.client)
+        if mask & _BROKEN and (code := faults.take_error(self.mapped)):
             self.client.upstream_broken(self, faults.malformed(self._sock, code))
         elif mask & faults.PEER_ENDED:
             if not self._fin.is_set():
@@ -253,6 +263,19 @@ class Upstream:
 
     def waited(self, seconds: float) -> None:
         """A client may take its time."""
+
+    def await_space(self) -> bool:
+        """Asks for an event when the client's connection has space."""
+        return self.client.watch_space()
+
+    # While requests wait for the backend to read
+
+    def watch_space(self) -> bool:
+        """Hastens the client when the connection has space; False if there is no connection."""
+        if self._place is None or self._sock is None:
+            return False
+        self._services.poller.change(self._sock.fileno(), SPACE)
+        return True
 
     def _connecting(self, mask: int) -> None:
         assert self._sock is not None

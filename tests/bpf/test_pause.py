@@ -41,6 +41,7 @@ from tests.bpf.rig import (
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 BUDGET = 32 * 1024
+SPACE = select.EPOLLOUT | select.EPOLLET
 SIZE = 1000
 
 
@@ -69,7 +70,7 @@ def sip(sock: socket.socket, most: int) -> bytes:
         return b""
 
 
-def pour_until_full(rig: Rig, source: End, target: End, data: bytes) -> memoryview:
+def pour_until_full(rig: Rig, source: End, target: End, data: bytes | memoryview) -> memoryview:
     """Send until nothing moves any more: the target has its budget, the source stands; what is left."""
     waiting = memoryview(data)
 
@@ -135,6 +136,30 @@ def test_a_client_that_does_not_read_stops_its_backend(rig: Rig) -> None:
     assert BUDGET // 2 < client.mapped.backlog < BUDGET + 4 * SIZE
     assert drink(rig, upstream, client, left, len(answers)) == answers
     assert client.mapped.outstanding == 0
+
+
+def test_the_kernel_tells_when_a_full_destination_has_space(rig: Rig) -> None:
+    """So one that does not read need not be looked at again and again."""
+    client = rig.client(tight(rig), rig.backend())
+    upstream = client.upstreams[0]
+    narrow(upstream)
+    client.far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
+    sent = numbered(6000)
+    left = memoryview(sent)
+    got = bytearray()
+
+    with select.epoll() as poll:
+        poll.register(upstream.near, SPACE)
+        while poll.poll(0.05):  # the kernel may have been behind
+            left = pour_until_full(rig, client, upstream, left)
+            poll.modify(upstream.near, SPACE)
+
+        def told() -> bool:
+            got.extend(sip(upstream.far, 1 << 14))
+            return bool(poll.poll(0))
+
+        until(told)
+    assert bytes(got) + drink(rig, client, upstream, left, len(sent) - len(got)) == sent
 
 
 def test_a_message_that_has_begun_goes_on_whatever_waits(rig: Rig) -> None:
