@@ -66,21 +66,40 @@ static __always_inline void lb_loop(__u32 n, long (*step)(__u32, void *), void *
 #include "lb_framing.h"
 #include "lb_inflight.h"
 #include "lb_choose.h"
+#include "lb_shared.h"
 
 enum {
 	LB_CLIENT_STATES = 1U << LB_TCP_ESTABLISHED | 1U << LB_TCP_CLOSE_WAIT,
 };
 
-/* Whether the client of an upstream lets its responses wait. */
-static __always_inline bool lb_client_full(struct lb_slot *upstream)
+/* Whether a client lets its responses wait. */
+static __always_inline bool lb_client_full(__u32 number, __u32 generation)
 {
-	struct lb_slot *client = lb_slot_of(upstream->client, upstream->client_generation);
+	struct lb_slot *client = lb_slot_of(number, generation);
 	struct lb_room room;
 
 	if (!client)
 		return false;
-	room = lb_room(upstream->client, client, LB_CLIENT_STATES);
+	room = lb_room(number, client, LB_CLIENT_STATES);
 	return room.alive && lb_full(&room, client);
+}
+
+/* The same, of the client that waits for what stands at offset on a shared upstream. */
+static __always_inline bool lb_asker_full(struct __sk_buff *skb, struct lb_slot *upstream,
+					  const struct lb_framing *framing, __u32 offset,
+					  __u32 available)
+{
+	__u32 size = ((framing->window - 1) & 63) + 1;
+	struct lb_flight *flight;
+
+	if (available < size || lb_load(skb, offset, upstream->window, size))
+		return false;
+	flight = lb_flight_of(upstream, lb_get(upstream->window, &framing->id));
+	if (!flight)
+		return false;
+	upstream->target = flight->client;
+	upstream->target_generation = flight->client_generation;
+	return lb_client_full(upstream->target, upstream->target_generation);
 }
 
 /* The post channel: a header, which is dropped, and the message that it speaks of. */
@@ -111,6 +130,9 @@ static __always_inline int lb_take(struct __sk_buff *skb, struct lb_slot *source
 		.generation = source->generation,
 		.backend = source->backend,
 		.now = lb_now(),
+		.shared = source->role == LB_ROLE_SHARED,
+		.target = lb_unknown(0),
+		.target_generation = lb_unknown(0),
 		.total = lb_unknown(0),
 		.batch = {
 			.length = lb_unknown(0),
@@ -119,25 +141,33 @@ static __always_inline int lb_take(struct __sk_buff *skb, struct lb_slot *source
 			.answers = lb_unknown(0),
 		},
 	};
-	struct lb_choosing choosing = { .framing = framing, .client = source, .begun = begun };
+	struct lb_choice choice = {};
 	enum lb_pause why = LB_RUNNING;
 	struct lb_batch batch;
 
 	if (measuring.from_client) {
-		why = lb_choose(&choosing, number);
-		measuring.slot = choosing.slot;
-		measuring.generation = choosing.done ? choosing.generation : 0;
-		if (!choosing.done)
+		why = lb_choose(number, begun, &choice);
+		measuring.slot = choice.slot;
+		/* On a shared upstream the verdict notes requests, with ids of the upstream's. */
+		measuring.generation = choice.done && !choice.shared ? choice.generation : 0;
+		if (!choice.done)
 			measuring.limit = 1;
-		else if (choosing.limit < measuring.limit)
-			measuring.limit = choosing.limit;
-	} else if (!begun && lb_client_full(source)) {
+		else if (choice.limit < measuring.limit)
+			measuring.limit = choice.limit;
+	} else if (!begun && measuring.shared) {
+		if (lb_asker_full(skb, source, framing, offset, available))
+			why = LB_PAUSED_FULL;
+	} else if (!begun && lb_client_full(source->client, source->client_generation)) {
 		why = LB_PAUSED_FULL;
 	}
 	if (!begun) {
+		/* Others would wait for the answers: who does not read asks no more. */
+		if (choice.shared && lb_client_full(number, source->generation))
+			why = LB_PAUSED_FULL;
 		if (*(volatile __u32 *)&source->hold)
 			why = LB_PAUSED_HELD;
 		if (why) {
+			lb_unreserve(&choice, 0);
 			source->paused = why;
 			lb_count(LB_PAUSES_FULL + (why - LB_PAUSED_FULL), 1);
 			return 0;
@@ -151,10 +181,12 @@ static __always_inline int lb_take(struct __sk_buff *skb, struct lb_slot *source
 	source->answers = batch.answers;
 	source->id = batch.id;
 	source->target_generation = 0;
-	if (measuring.from_client && choosing.done && batch.length > 0 && !source->started) {
-		source->target = choosing.slot;
-		source->target_generation = choosing.generation;
-		lb_charge_requests(&choosing, batch.messages, batch.expecting);
+	if (measuring.from_client && choice.done && batch.length > 0 && !source->started) {
+		source->target = choice.slot;
+		source->target_generation = choice.generation;
+		lb_charge_requests(&choice, source, framing, batch.messages, batch.expecting);
+	} else {
+		lb_unreserve(&choice, 0);
 	}
 	return batch.length;
 }
@@ -198,21 +230,21 @@ static __always_inline void lb_finish_request(struct __sk_buff *skb, struct lb_s
 					      __u32 number, struct lb_framing *framing,
 					      const struct lb_position *position)
 {
-	struct lb_choosing choosing = { .framing = framing, .client = client, .begun = 1 };
+	struct lb_choice choice = {};
 	struct lb_measuring measuring = { .framing = framing, .stream = skb };
 
-	lb_choose(&choosing, number);
-	if (!choosing.done)
+	lb_choose(number, 1, &choice);
+	if (!choice.done)
 		return;
-	client->target = choosing.slot;
-	client->target_generation = choosing.generation;
-	if (lb_by_id(framing) && client->expecting) {
-		measuring.slot = choosing.slot;
-		measuring.generation = choosing.generation;
+	client->target = choice.slot;
+	client->target_generation = choice.generation;
+	if (lb_by_id(framing) && client->expecting && !choice.shared) {
+		measuring.slot = choice.slot;
+		measuring.generation = choice.generation;
 		measuring.now = lb_now();
 		lb_note(&measuring, client->id, position->offset, position->length);
 	}
-	lb_charge_requests(&choosing, client->batched, client->expecting);
+	lb_charge_requests(&choice, client, framing, client->batched, client->expecting);
 }
 
 static __always_inline void lb_finish_response(struct __sk_buff *skb, struct lb_slot *upstream,
@@ -238,23 +270,32 @@ static __always_inline void lb_finish_response(struct __sk_buff *skb, struct lb_
  * A client's messages: to the upstream that was chosen. They have been accounted for:
  * if the upstream was removed meanwhile they are among what was outstanding there.
  */
-static __always_inline int lb_request(struct __sk_buff *skb, struct lb_slot *client, __u32 bytes)
+static __always_inline int lb_request(struct __sk_buff *skb, struct lb_slot *client, __u32 number,
+				      const struct lb_position *position)
 {
 	struct lb_slot *upstream = lb_slot_of(client->target, client->target_generation);
+	bool shared = client->route != number;
+	enum lb_counter why = LB_PASSED_NO_UPSTREAM;
+	__u32 bytes = position->length, row;
 	struct lb_traffic *traffic;
 
-	if (!client->target_generation) {
-		client->passed_messages += client->batched;
-		lb_count(LB_PASSED_NO_UPSTREAM, client->batched);
-		return SK_PASS; /* user space hears of it, and ends the client */
-	}
-	if (!upstream)
+	if (!client->target_generation)
+		goto pass;
+	if (!upstream) {
+		if (shared)
+			goto pass;
 		goto gone;
+	}
+	if (shared && lb_exchange_requests(skb, number, position->offset, bytes)) {
+		why = LB_PASSED_NO_FLIGHT;
+		goto pass;
+	}
 	/* The message leaves after this program has returned: count it first. */
 	lb_add(&upstream->redirected_bytes, bytes);
 	if (bpf_sk_redirect_map(skb, &lb_socks, client->target, 0) != SK_PASS)
 		goto gone;
-	traffic = bpf_map_lookup_elem(&lb_traffic, &upstream->traffic);
+	row = client->traffic + upstream->traffic;
+	traffic = bpf_map_lookup_elem(&lb_traffic, &row);
 	if (traffic) {
 		lb_add(&traffic->requests, client->batched);
 		lb_add(&traffic->request_bytes, bytes);
@@ -263,6 +304,10 @@ static __always_inline int lb_request(struct __sk_buff *skb, struct lb_slot *cli
 gone:
 	lb_count(LB_DROPPED_UPSTREAM_GONE, client->batched - client->expecting);
 	return SK_DROP;
+pass:
+	client->passed_messages += client->batched;
+	lb_count(why, client->batched);
+	return SK_PASS; /* user space hears of it, and ends the client */
 }
 
 /* A backend's messages: to the client that the upstream belongs to. */
@@ -310,6 +355,47 @@ gone:
 	return SK_DROP;
 }
 
+/* The messages of a backend on a shared upstream: to the client that each is for. */
+static __always_inline int lb_shared_response(struct __sk_buff *skb, struct lb_slot *upstream,
+					      __u32 number, const struct lb_position *position)
+{
+	struct lb_backend *backend = bpf_map_lookup_elem(&lb_backends, &upstream->backend);
+	__u32 bytes = position->length, target, row;
+	struct lb_traffic *traffic;
+	struct lb_slot *client;
+	struct lb_room room;
+
+	if (lb_exchange_responses(skb, number, position->offset, bytes) || !backend ||
+	    !upstream->answers) {
+		lb_count(LB_DROPPED_LATE, upstream->late);
+		lb_count(LB_DROPPED_UNSOLICITED, upstream->batched - upstream->late);
+		return SK_DROP;
+	}
+	lb_add(&upstream->answered, upstream->answers);
+	lb_add(&backend->answered, upstream->answers);
+	target = upstream->target;
+	client = lb_slot_of(target, upstream->target_generation);
+	if (!client)
+		goto gone;
+	lb_add(&client->answered, upstream->answers);
+	room = lb_room(target, client, LB_CLIENT_STATES);
+	if (!room.alive)
+		goto gone;
+	lb_add(&client->redirected_bytes, bytes);
+	if (bpf_sk_redirect_map(skb, &lb_socks, target, 0) != SK_PASS)
+		goto gone;
+	row = client->traffic + upstream->traffic;
+	traffic = bpf_map_lookup_elem(&lb_traffic, &row);
+	if (traffic) {
+		lb_add(&traffic->responses, upstream->batched);
+		lb_add(&traffic->response_bytes, bytes);
+	}
+	return SK_PASS;
+gone:
+	lb_count(LB_DROPPED_CLIENT_GONE, upstream->batched);
+	return SK_DROP;
+}
+
 /* An answer of the balancer's own, to the client that a header names. */
 static __always_inline int lb_reply(struct __sk_buff *skb, struct lb_slot *post, __u32 bytes)
 {
@@ -336,6 +422,7 @@ static __always_inline int lb_forward(struct __sk_buff *skb, struct lb_slot *pos
 	__u32 number = post->post.slot, bytes = position->length;
 	struct lb_slot *source = lb_slot_of(number, post->post.generation);
 	struct lb_framing *framing;
+	__u64 passed;
 	int verdict;
 
 	framing = source ? bpf_map_lookup_elem(&lb_framings, &source->framing) : NULL;
@@ -345,11 +432,14 @@ static __always_inline int lb_forward(struct __sk_buff *skb, struct lb_slot *pos
 	}
 	lb_take(skb, source, number, framing, position->offset, bytes, true);
 	source->started = 0;
+	passed = source->passed_messages;
 	if (source->role == LB_ROLE_CLIENT)
-		verdict = lb_request(skb, source, bytes);
+		verdict = lb_request(skb, source, number, position);
+	else if (source->role == LB_ROLE_SHARED)
+		verdict = lb_shared_response(skb, source, number, position);
 	else
 		verdict = lb_response(skb, source, number, framing, bytes);
-	if (source->role == LB_ROLE_CLIENT && !source->target_generation)
+	if (source->passed_messages != passed)
 		verdict = SK_DROP; /* it was counted as passed: user space ends the client */
 	lb_count(LB_FORWARDED, 1);
 	lb_add(&source->consumed_bytes, bytes);
@@ -394,7 +484,9 @@ int lb_verdict(struct __sk_buff *skb)
 	if (slot->role == LB_ROLE_CLIENT) {
 		if (started)
 			lb_finish_request(skb, slot, number, framing, &position);
-		verdict = lb_request(skb, slot, position.length);
+		verdict = lb_request(skb, slot, number, &position);
+	} else if (slot->role == LB_ROLE_SHARED) {
+		verdict = lb_shared_response(skb, slot, number, &position);
 	} else if (slot->role == LB_ROLE_UPSTREAM) {
 		if (started)
 			lb_finish_response(skb, slot, number, framing);

@@ -35,6 +35,7 @@ enum lb_role {
 	LB_ROLE_UPSTREAM,
 	LB_ROLE_POST, /* what user space has to say to mapped sockets */
 	LB_ROLE_CANARY, /* shows that the strparser's queue has run empty; its data is dropped */
+	LB_ROLE_SHARED, /* an upstream that carries the messages of many clients */
 };
 
 /* Why a source stands still: the parser stops it in front of a message. */
@@ -70,9 +71,11 @@ enum lb_framing_flag {
 /* Index of lb_counters, in messages (the pauses: in pauses); everything but a redirect has one. */
 enum lb_counter {
 	LB_PASSED_NO_UPSTREAM, /* its last upstream died while the message was still coming in */
+	LB_PASSED_NO_FLIGHT, /* too many requests are outstanding on its upstream */
 	LB_DROPPED_CLIENT_GONE, /* a response to a client that has left */
 	LB_DROPPED_UNSOLICITED, /* a backend's message that answers nothing */
 	LB_DROPPED_UPSTREAM_GONE, /* a message without response whose upstream was just removed */
+	LB_DROPPED_LATE, /* a response to a request that has been given up */
 	LB_DROPPED_UNKNOWN_SOURCE, /* the socket has no entry in lb_conns */
 	LB_FORWARDED, /* messages that user space posted for a source that it had taken over */
 	LB_REPLIES, /* answers of the balancer's own */
@@ -108,7 +111,7 @@ struct lb_framing {
 
 struct lb_pool {
 	enum lb_balance balance;
-	__u32 pad;
+	__u32 max_in_flight; /* requests on one shared upstream */
 };
 
 /* User space writes the first line, any program the second. */
@@ -141,14 +144,15 @@ struct lb_slot {
 	__u32 pool;
 	__u32 batch;
 	__u32 backend; /* upstream: index of lb_backends */
-	__u32 traffic; /* upstream: row of lb_traffic */
+	__u32 traffic; /* row of lb_traffic: the sum of the client's and the upstream's */
 	__u32 client; /* upstream: slot of the client it belongs to */
 	__u32 client_generation;
 	__u32 budget; /* bytes that may wait for this socket before its senders are paused */
 	__u32 hold; /* pause in front of the next message */
-	__u32 pad0;
-	__u64 written_off; /* client: of its requests, those whose response cannot come any more */
-	__u64 pad1;
+	__u32 route; /* client: index of lb_routes; not its own number: it shares the upstreams */
+	__u64 written_off; /* of the requests, those whose response cannot come any more */
+	__u32 flights; /* shared upstream: index of the first of its lb_flights ... */
+	__u32 flight_mask; /* ... and their number less 1 */
 
 	/*
 	 * The slot as a source: its own programs, which its socket lock serialises. User
@@ -168,7 +172,8 @@ struct lb_slot {
 	__u32 answers; /* from parser to verdict: responses that were awaited */
 	struct lb_post post; /* post channel: of the message to come, length 0: a header comes */
 	__u8 window[64]; /* scratch: the start of the message being measured */
-	__u64 pad2[7];
+	__u32 late; /* shared upstream, within the verdict: responses to what was given up */
+	__u32 pad2[13];
 
 	/* the slot as a destination: any program */
 	__u64 redirected_bytes;
@@ -181,7 +186,8 @@ struct lb_slot {
 	__u64 delivered_quiet; /* of these, acknowledged for sure */
 	__u64 mark_bytes; /* when so many bytes are acknowledged ... */
 	__u64 mark_quiet; /* ... these are too */
-	__u64 pad3[6];
+	__u64 cursor; /* shared upstream: id of the next request */
+	__u64 pad3[5];
 };
 
 /* A reference to an upstream of a client. generation 0: not in use. */
@@ -192,7 +198,7 @@ struct lb_upstream {
 	__u32 pad;
 };
 
-/* Written by user space only, indexed by the client's slot. */
+/* Written by user space only: one for each client's slot, then those that clients share. */
 struct lb_route {
 	struct lb_upstream upstreams[LB_MAX_UPSTREAMS];
 };
@@ -220,6 +226,28 @@ struct lb_head {
 	__u32 length;
 	__u8 bytes[LB_MAX_HEAD];
 	__u32 pad;
+};
+
+enum lb_flight_state {
+	LB_FLIGHT_FREE,
+	LB_FLIGHT_TAKEN,
+	LB_FLIGHT_ANSWERED, /* the parser has seen the response; the verdict follows */
+};
+
+/*
+ * A request that is outstanding on a shared upstream; a place in the upstream's table is
+ * the low bits of the id that the backend sees.
+ */
+struct lb_flight {
+	/* Freed by the response only, as long as the upstream lives. */
+	enum lb_flight_state state;
+	__u32 time; /* microseconds */
+	__u64 id; /* that the backend sees */
+	__u64 original; /* that the client sent */
+	__u32 client;
+	__u32 client_generation;
+	__u64 given_up; /* user space: id + 1 of the request that was given up; its response is late
+			 */
 };
 
 struct lb_conn {
@@ -258,5 +286,6 @@ _Static_assert(sizeof(struct lb_marks) == 256, "lb_marks");
 _Static_assert(sizeof(struct lb_inflight_key) == 16, "lb_inflight_key");
 _Static_assert(sizeof(struct lb_head) == 8 + LB_MAX_HEAD, "lb_head");
 _Static_assert(sizeof(struct lb_post) == 16, "lb_post");
+_Static_assert(sizeof(struct lb_flight) == 40, "lb_flight");
 
 #endif

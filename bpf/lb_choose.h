@@ -14,6 +14,7 @@
 
 #include "lb_abi.h"
 #include "lb_count.h"
+#include "lb_flight.h"
 #include "lb_framing.h"
 #include "lb_loop.h"
 #include "lb_maps.h"
@@ -22,100 +23,169 @@
 #include "lb_room.h"
 #include "lb_slot.h"
 
-struct lb_choosing {
-	struct lb_framing *framing;
-	struct lb_slot *client;
-	struct lb_route *route;
-	struct lb_turns *turns;
-	__u32 excluded;
-	__u32 begun; /* too late to pause: an upstream without room is better than none */
-	__u32 anyhow;
-	/* what was found */
-	enum lb_pause obstacle;
+/* What was found. */
+struct lb_choice {
+	struct lb_room room;
 	__u32 slot;
 	__u32 generation;
 	__u32 backend;
 	__u32 limit; /* messages that may be outstanding on the backend beside those that are */
-	struct lb_room room;
-	bool done;
+	__u32 shared; /* the upstream carries the messages of many clients */
+	__u32 reserved; /* on a shared upstream: requests that are in its sent already */
+	__u32 done;
 };
 
-/* One attempt: pick an upstream, see that it lives and has room. 1 ends it. */
-static long lb_choose_step(__u32 i, void *context)
+static __always_inline bool lb_reserve_batch(const struct lb_slot *client, struct lb_slot *upstream,
+					     struct lb_choice *choice)
 {
-	struct lb_choosing *c = context;
-	struct lb_slot *client = c->client, *upstream;
-	struct lb_upstream *reference;
+	__u32 number = client->pool, wanted = client->batch;
+	struct lb_pool *pool = bpf_map_lookup_elem(&lb_pools, &number);
+
+	if (!pool)
+		return false;
+	if (choice->limit < wanted)
+		wanted = choice->limit;
+	choice->reserved = lb_reserve(upstream, pool->max_in_flight, wanted);
+	choice->limit = choice->reserved;
+	return choice->reserved;
+}
+
+/*
+ * One attempt, for the client in a slot: LB_RUNNING if the upstream in a place of its route
+ * lives and has room (anyhow: or has none), else what is wrong with it. This one and the next
+ * are functions of their own, so that the verifier looks at them once.
+ */
+__noinline int lb_try(__u32 number, __u32 place, __u32 anyhow, struct lb_choice *choice)
+{
+	struct lb_slot *client = bpf_map_lookup_elem(&lb_slots, &number), *upstream;
+	struct lb_upstream reference;
 	struct lb_backend *backend;
 	__u64 outstanding, most;
-	int picked;
+	struct lb_route *route;
+	struct lb_room room;
+	__u32 key;
+
+	if (!choice || !client)
+		return LB_PAUSED_NO_UPSTREAM;
+	key = client->route;
+	route = bpf_map_lookup_elem(&lb_routes, &key);
+	if (!route)
+		return LB_PAUSED_NO_UPSTREAM;
+	reference = route->upstreams[place & (LB_MAX_UPSTREAMS - 1)];
+	upstream = lb_slot_of(reference.slot, reference.generation);
+	backend = bpf_map_lookup_elem(&lb_backends, &reference.backend);
+	if (!upstream || !backend)
+		return LB_PAUSED_NO_UPSTREAM;
+	room = lb_room(reference.slot, upstream, 1U << LB_TCP_ESTABLISHED);
+	if (!room.alive)
+		return LB_PAUSED_NO_UPSTREAM;
+	choice->room = room;
+	choice->slot = reference.slot;
+	choice->generation = reference.generation;
+	choice->backend = reference.backend;
+	choice->shared = key != number;
+	choice->limit = LB_MAX_BATCH;
+	most = backend->max_outstanding;
+	if (anyhow) {
+		if (most)
+			choice->limit = 1;
+		return LB_RUNNING;
+	}
+	if (lb_full(&room, upstream))
+		return LB_PAUSED_FULL;
+	outstanding = backend->sent - backend->answered - backend->written_off;
+	if (most && outstanding >= most)
+		return LB_PAUSED_LIMIT;
+	if (most && most - outstanding < LB_MAX_BATCH)
+		choice->limit = most - outstanding;
+	if (choice->shared && !lb_reserve_batch(client, upstream, choice))
+		return LB_PAUSED_LIMIT;
+	return LB_RUNNING;
+}
+
+struct lb_choosing {
+	struct lb_slot *client;
+	struct lb_choice *choice;
+	__u32 number; /* of the client's slot */
+	__u32 begun;
+	__u32 fifo;
+	__u32 excluded; /* a bit for each upstream that was tried */
+	__u32 anyhow; /* one without room will do */
+	__s32 obstacle;
+};
+
+static long lb_choose_step(__u32 __attribute__((unused)) i, void *context)
+{
+	struct lb_choosing *c = context;
+	struct lb_slot *client = c->client;
+	int picked, problem;
 
 	/* Answers keep their order only while one upstream gives them all. */
-	if (c->framing->flags & LB_FIFO && client->sent != client->answered + client->written_off) {
-		if (i)
+	if (c->fifo && client->sent != client->answered + client->written_off)
+		picked = c->excluded ? -1 : (int)client->chosen;
+	else
+		picked = lb_pick(c->number, c->excluded);
+	if (picked < 0) {
+		if (c->anyhow || !c->begun || c->obstacle == LB_PAUSED_NO_UPSTREAM)
 			return 1;
-		picked = client->chosen;
-	} else {
-		picked = lb_pick(client, c->route, c->turns, c->excluded);
+		c->anyhow = 1;
+		c->excluded = 0;
+		return 0;
 	}
-	if (picked < 0)
-		return 1;
-	picked &= LB_MAX_UPSTREAMS - 1;
-	c->excluded |= 1U << picked;
-	reference = &c->route->upstreams[picked];
-	c->slot = reference->slot;
-	c->generation = reference->generation;
-	c->backend = reference->backend;
-	upstream = lb_slot_of(c->slot, c->generation);
-	backend = bpf_map_lookup_elem(&lb_backends, &c->backend);
-	if (!upstream || !backend)
+	c->excluded |= 1U << (picked & (LB_MAX_UPSTREAMS - 1));
+	problem = lb_try(c->number, picked, c->anyhow, c->choice);
+	if (problem) {
+		/* Room will come sooner than an upstream. */
+		if (problem < c->obstacle)
+			c->obstacle = problem;
 		return 0;
-	c->room = lb_room(c->slot, upstream, 1U << LB_TCP_ESTABLISHED);
-	if (!c->room.alive)
-		return 0;
-	c->limit = LB_MAX_BATCH;
-	most = backend->max_outstanding;
-	if (!c->anyhow) {
-		if (lb_full(&c->room, upstream)) {
-			c->obstacle = LB_PAUSED_FULL;
-			return 0;
-		}
-		outstanding = backend->sent - backend->answered - backend->written_off;
-		if (most && outstanding >= most) {
-			if (c->obstacle != LB_PAUSED_FULL)
-				c->obstacle = LB_PAUSED_LIMIT;
-			return 0;
-		}
-		if (most && most - outstanding < LB_MAX_BATCH)
-			c->limit = most - outstanding;
-	} else if (most) {
-		c->limit = 1;
 	}
 	client->chosen = picked;
-	c->obstacle = LB_RUNNING;
-	c->done = true;
+	c->choice->done = 1;
 	return 1;
 }
 
-/* Fills in what was found; LB_RUNNING, or why the client has to wait. */
-static __always_inline enum lb_pause lb_choose(struct lb_choosing *c, __u32 client)
+/*
+ * Fills in what was found for the client in a slot; LB_RUNNING, or why it has to wait.
+ * begun: too late to pause, so an upstream without room is better than none.
+ */
+__noinline int lb_choose(__u32 number, __u32 begun, struct lb_choice *choice)
 {
-	__u32 zero = 0;
+	struct lb_choosing choosing = {
+		.client = bpf_map_lookup_elem(&lb_slots, &number),
+		.choice = choice,
+		.number = number,
+		.begun = begun,
+		.excluded = lb_unknown(0),
+		.anyhow = lb_unknown(0),
+		.obstacle = lb_unknown(LB_PAUSED_NO_UPSTREAM),
+	};
+	struct lb_framing *framing;
+	__u32 key;
 
-	c->route = bpf_map_lookup_elem(&lb_routes, &client);
-	c->turns = bpf_map_lookup_elem(&lb_turns, &zero);
-	if (!c->route || !c->turns)
+	if (!choice || !choosing.client)
 		return LB_PAUSED_NO_UPSTREAM;
-	c->obstacle = lb_unknown(LB_PAUSED_NO_UPSTREAM);
-	c->excluded = lb_unknown(0);
-	c->anyhow = lb_unknown(0);
-	bpf_loop(LB_MAX_UPSTREAMS, lb_choose_step, c, 0);
-	if (!c->done && c->begun && c->obstacle != LB_PAUSED_NO_UPSTREAM) {
-		c->excluded = lb_unknown(0);
-		c->anyhow = lb_unknown(1);
-		bpf_loop(LB_MAX_UPSTREAMS, lb_choose_step, c, 0);
-	}
-	return c->done ? LB_RUNNING : c->obstacle;
+	choice->done = 0;
+	choice->reserved = 0;
+	key = choosing.client->framing;
+	framing = bpf_map_lookup_elem(&lb_framings, &key);
+	if (!framing)
+		return LB_PAUSED_NO_UPSTREAM;
+	choosing.fifo = framing->flags & LB_FIFO;
+	bpf_loop(2 * LB_MAX_UPSTREAMS, lb_choose_step, &choosing, 0);
+	return choice->done ? LB_RUNNING : choosing.obstacle;
+}
+
+/* Gives back what was reserved on a shared upstream and not used. */
+static __always_inline void lb_unreserve(const struct lb_choice *c, __u32 used)
+{
+	struct lb_slot *upstream;
+
+	if (c->reserved == used)
+		return;
+	upstream = bpf_map_lookup_elem(&lb_slots, &c->slot);
+	if (upstream)
+		lb_add(&upstream->sent, (__u64)used - c->reserved);
 }
 
 /* How many of an upstream's quiet requests have certainly arrived. Before each batch for it. */
@@ -131,7 +201,8 @@ static __always_inline void lb_watch_quiet(struct lb_slot *upstream, const struc
 }
 
 /* Charges client, upstream and backend for requests that are about to be sent. */
-static __always_inline void lb_charge_requests(const struct lb_choosing *c, __u32 messages,
+static __always_inline void lb_charge_requests(const struct lb_choice *c, struct lb_slot *client,
+					       const struct lb_framing *framing, __u32 messages,
 					       __u32 expecting)
 {
 	struct lb_slot *upstream = bpf_map_lookup_elem(&lb_slots, &c->slot);
@@ -139,14 +210,14 @@ static __always_inline void lb_charge_requests(const struct lb_choosing *c, __u3
 
 	if (!upstream || !backend)
 		return;
-	if (!lb_by_id(c->framing))
+	if (!lb_by_id(framing))
 		lb_mark(c->slot, upstream->sent, expecting);
 	lb_watch_quiet(upstream, &c->room);
 	upstream->quiet += messages - expecting;
-	lb_add(&upstream->sent, expecting);
-	lb_add(&c->client->sent, expecting);
+	lb_add(&upstream->sent, (__u64)expecting - c->reserved);
+	lb_add(&client->sent, expecting);
 	lb_add(&backend->sent, expecting);
-	lb_charge(c->turns, c->backend, backend->stride, c->client->pool, messages);
+	lb_charge(c->backend, backend->stride, client->pool, messages);
 }
 
 #endif

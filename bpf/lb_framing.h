@@ -16,7 +16,7 @@
  * ordinary loop of this size costs the verifier more than its million steps.
  * lb_note() takes note of a complete request with an id that gets a response;
  * lb_awaited() says of a complete response whether a request waited for it, and
- * does so once for each request.
+ * does so once for each request; LB_FOR_ANOTHER: it is not for who gets this batch.
  * The window is at least LB_MAX_WINDOW + 8 bytes long: a field is read as one
  * unaligned 64-bit word.
  */
@@ -31,6 +31,10 @@
 #ifndef __always_inline
 #define __always_inline inline __attribute__((always_inline))
 #endif
+
+enum {
+	LB_FOR_ANOTHER = 2,
+};
 
 /* What a malformed message does to its connection; user space reads SO_ERROR. */
 enum lb_malformed {
@@ -62,6 +66,9 @@ struct lb_measuring {
 	__u32 generation;
 	__u32 backend;
 	__u32 now; /* microseconds */
+	__u32 shared; /* the upstream carries the messages of many clients; one response a request */
+	__u32 target; /* shared: the slot and generation of the client whose responses these are */
+	__u32 target_generation;
 	__u32 total;
 	struct lb_batch batch;
 };
@@ -165,8 +172,10 @@ static long lb_measure_step(__u32 i, void *context)
 		} else if (expecting && complete) {
 			__u32 awaited = lb_awaited(m, m->batch.id);
 
+			if (awaited == LB_FOR_ANOTHER)
+				return 1;
 			m->batch.answers += awaited;
-			if (!awaited && !(framing->flags & LB_MANY_RESPONSES))
+			if (!awaited && (m->shared || !(framing->flags & LB_MANY_RESPONSES)))
 				expecting = 0;
 		}
 	}

@@ -19,6 +19,7 @@
 
 #include "lb_abi.h"
 #include "lb_count.h"
+#include "lb_flight.h"
 #include "lb_framing.h"
 #include "lb_maps.h"
 #include "lb_marks.h"
@@ -26,24 +27,15 @@
 
 static const volatile struct lb_head lb_no_head;
 
-static __always_inline void lb_note(struct lb_measuring *m, __u64 id, __u32 offset, __u32 length)
+/* Keeps the start of a request, from which an error reply is made. */
+static __always_inline void lb_keep_head(struct lb_measuring *m, __u64 id, __u32 offset,
+					 __u32 length)
 {
 	struct lb_inflight_key key = { .slot = m->slot, .generation = m->generation, .id = id };
-	struct lb_inflight entry = { .time = m->now };
-	struct lb_slot *upstream;
 	struct lb_head *head;
 	__u64 kept;
 
-	if (!m->generation)
-		return;
-	if (bpf_map_update_elem(&lb_inflight, &key, &entry, BPF_NOEXIST)) {
-		upstream = bpf_map_lookup_elem(&lb_slots, &key.slot);
-		if (upstream)
-			lb_add(&upstream->ambiguous, 1);
-		return;
-	}
-	if (!(m->framing->flags & LB_KEEP_HEADS) ||
-	    bpf_map_update_elem(&lb_heads, &key, (void *)&lb_no_head, BPF_ANY))
+	if (bpf_map_update_elem(&lb_heads, &key, (void *)&lb_no_head, BPF_ANY))
 		return;
 	head = bpf_map_lookup_elem(&lb_heads, &key);
 	if (!head)
@@ -57,13 +49,59 @@ static __always_inline void lb_note(struct lb_measuring *m, __u64 id, __u32 offs
 		head->length = kept + 1;
 }
 
+static __always_inline void lb_drop_head(__u32 slot, __u32 generation, __u64 id)
+{
+	struct lb_inflight_key key = { .slot = slot, .generation = generation, .id = id };
+
+	bpf_map_delete_elem(&lb_heads, &key);
+}
+
+static __always_inline void lb_note(struct lb_measuring *m, __u64 id, __u32 offset, __u32 length)
+{
+	struct lb_inflight_key key = { .slot = m->slot, .generation = m->generation, .id = id };
+	struct lb_inflight entry = { .time = m->now };
+	struct lb_slot *upstream;
+
+	if (!m->generation)
+		return;
+	if (bpf_map_update_elem(&lb_inflight, &key, &entry, BPF_NOEXIST)) {
+		upstream = bpf_map_lookup_elem(&lb_slots, &key.slot);
+		if (upstream)
+			lb_add(&upstream->ambiguous, 1);
+		return;
+	}
+	if (m->framing->flags & LB_KEEP_HEADS)
+		lb_keep_head(m, id, offset, length);
+}
+
+/* Of a shared upstream: looks, and takes nothing; who gets the batch is who waits for its first. */
+static __always_inline int lb_expected(struct lb_measuring *m, __u64 id)
+{
+	struct lb_slot *upstream = bpf_map_lookup_elem(&lb_slots, &m->slot);
+	struct lb_flight *flight = upstream ? lb_flight_of(upstream, id) : NULL;
+
+	if (!flight || flight->state != LB_FLIGHT_TAKEN || lb_given_up(flight))
+		return 0;
+	if (!m->target_generation) {
+		m->target = flight->client;
+		m->target_generation = flight->client_generation;
+	}
+	if (m->target != flight->client || m->target_generation != flight->client_generation)
+		return LB_FOR_ANOTHER;
+	flight->state = LB_FLIGHT_ANSWERED; /* a second one in this batch is none */
+	return 1;
+}
+
 static __always_inline int lb_awaited(struct lb_measuring *m, __u64 id)
 {
 	struct lb_inflight_key key = { .slot = m->slot, .generation = m->generation, .id = id };
-	struct lb_inflight *entry = bpf_map_lookup_elem(&lb_inflight, &key);
+	struct lb_inflight *entry;
 	struct lb_slot *upstream;
 	__u32 time;
 
+	if (m->shared)
+		return lb_expected(m, id);
+	entry = bpf_map_lookup_elem(&lb_inflight, &key);
 	if (!entry) {
 		upstream = bpf_map_lookup_elem(&lb_slots, &key.slot);
 		if (!upstream || upstream->disambiguated == *(volatile __u64 *)&upstream->ambiguous)
@@ -75,7 +113,7 @@ static __always_inline int lb_awaited(struct lb_measuring *m, __u64 id)
 	if (bpf_map_delete_elem(&lb_inflight, &key))
 		return 0;
 	if (m->framing->flags & LB_KEEP_HEADS)
-		bpf_map_delete_elem(&lb_heads, &key);
+		lb_drop_head(key.slot, key.generation, id);
 	lb_took(m->backend, m->now - time);
 	return 1;
 }

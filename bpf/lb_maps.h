@@ -80,6 +80,15 @@ struct {
 	__type(value, struct lb_head);
 } lb_heads SEC(".maps");
 
+/* The requests on shared upstreams: a table for each upstream. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lb_flight);
+} lb_flights SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);

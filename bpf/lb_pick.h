@@ -23,7 +23,20 @@ struct lb_picking {
 	__u32 balance;
 	__u32 excluded; /* a bit for each upstream */
 	__s32 best;
+	__u32 shared; /* several upstreams of one backend stand side by side */
+	__u32 last; /* backend of the last candidate ... */
+	__u32 best_backend; /* ... and of the best */
+	__u64 best_load;
 };
+
+/* Requests that are outstanding on one upstream. */
+static __always_inline __u64 lb_load_of(const struct lb_upstream *reference)
+{
+	__u32 number = reference->slot;
+	struct lb_slot *slot = bpf_map_lookup_elem(&lb_slots, &number);
+
+	return slot ? slot->sent - slot->answered - slot->written_off : 0;
+}
 
 static long lb_pick_step(__u32 i, void *context)
 {
@@ -31,13 +44,25 @@ static long lb_pick_step(__u32 i, void *context)
 	struct lb_upstream *upstream = &p->route->upstreams[i & (LB_MAX_UPSTREAMS - 1)];
 	__u32 number = upstream->backend;
 	struct lb_backend *backend;
-	__u64 score = 0, time;
+	__u64 score = 0, load = 0, time;
 
 	if (!upstream->generation || p->excluded & (1U << (i & 31)))
 		return 0;
 	backend = bpf_map_lookup_elem(&lb_backends, &number);
 	if (!backend || !backend->weight)
 		return 0;
+	if (p->shared) {
+		load = lb_load_of(upstream);
+		if (p->last == number + 1) {
+			/* The backend has been considered: only the upstream may be another. */
+			if (p->best_backend != number || load >= p->best_load)
+				return 0;
+			p->best = i;
+			p->best_load = load;
+			return 0;
+		}
+		p->last = number + 1;
+	}
 	time = p->turns->times[number & (LB_MAX_BACKENDS - 1)];
 	if (time < p->floor)
 		time = p->floor;
@@ -57,41 +82,59 @@ static long lb_pick_step(__u32 i, void *context)
 	p->best = i;
 	p->best_score = score;
 	p->best_time = time;
+	p->best_backend = number;
+	p->best_load = load;
 	return 0;
 }
 
-/* Index in the client's route of who gets its next message, or -1. */
-static __always_inline int lb_pick(struct lb_slot *client, struct lb_route *route,
-				   struct lb_turns *turns, __u32 excluded)
+/*
+ * Index in the client's route of who gets its next message, or -1; excluded has a bit for
+ * each that does not. A function of its own, so that the verifier looks at it once.
+ */
+__noinline int lb_pick(__u32 number, __u32 excluded)
 {
-	struct lb_pool *pool = bpf_map_lookup_elem(&lb_pools, &client->pool);
+	struct lb_slot *client = bpf_map_lookup_elem(&lb_slots, &number);
 	struct lb_picking picking = {
-		.route = route,
-		.turns = turns,
-		.floor = turns->floor[client->pool & (LB_MAX_POOLS - 1)],
 		.best_score = lb_unknown(0),
 		.best_time = lb_unknown(0),
 		.weights = lb_unknown(0),
 		.excluded = excluded,
 		.best = lb_unknown(-1),
+		.last = lb_unknown(0),
+		.best_backend = lb_unknown(0),
+		.best_load = lb_unknown(0),
 	};
+	__u32 zero = 0, route;
+	struct lb_pool *pool;
 
-	if (!pool)
+	if (!client)
+		return -1;
+	route = client->route;
+	pool = bpf_map_lookup_elem(&lb_pools, &client->pool);
+	picking.route = bpf_map_lookup_elem(&lb_routes, &route);
+	picking.turns = bpf_map_lookup_elem(&lb_turns, &zero);
+	if (!pool || !picking.route || !picking.turns)
 		return -1;
 	/* A backend without turns for a while must not get them all at once. */
+	picking.floor = picking.turns->floor[client->pool & (LB_MAX_POOLS - 1)];
 	picking.floor = picking.floor > LB_LAG ? picking.floor - LB_LAG : 0;
 	picking.balance = pool->balance;
+	picking.shared = route != number;
 	bpf_loop(LB_MAX_UPSTREAMS, lb_pick_step, &picking, 0);
 	return picking.best;
 }
 
 /* Charges a backend for the messages that it gets. */
-static __always_inline void lb_charge(struct lb_turns *turns, __u32 number, __u32 stride,
-				      __u32 pool, __u32 messages)
+static __always_inline void lb_charge(__u32 number, __u32 stride, __u32 pool, __u32 messages)
 {
-	__u64 *time = &turns->times[number & (LB_MAX_BACKENDS - 1)];
-	__u64 *floor = &turns->floor[pool & (LB_MAX_POOLS - 1)];
+	__u32 zero = 0;
+	struct lb_turns *turns = bpf_map_lookup_elem(&lb_turns, &zero);
+	__u64 *time, *floor;
 
+	if (!turns)
+		return;
+	time = &turns->times[number & (LB_MAX_BACKENDS - 1)];
+	floor = &turns->floor[pool & (LB_MAX_POOLS - 1)];
 	if (*floor > LB_LAG && *time < *floor - LB_LAG)
 		*time = *floor - LB_LAG;
 	if (*time > *floor)

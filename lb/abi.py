@@ -7,6 +7,7 @@ inserted, not a corrupted field.
 
 import ctypes
 import enum
+from typing import TypeAlias
 
 from lb.libbpf import Btf, check_enum, check_struct
 
@@ -31,6 +32,7 @@ class Role(enum.IntEnum):
     UPSTREAM = 2
     POST = 3
     CANARY = 4
+    SHARED = 5
 
 
 class Pause(enum.IntEnum):
@@ -48,6 +50,14 @@ class PostKind(enum.IntEnum):
 
     FORWARD = 0
     REPLY = 1
+
+
+class FlightState(enum.IntEnum):
+    """Whether a place in the table of a shared upstream is in use."""
+
+    FREE = 0
+    TAKEN = 1
+    ANSWERED = 2
 
 
 class Balance(enum.IntEnum):
@@ -74,17 +84,19 @@ class Counter(enum.IntEnum):
     """Index of ``lb_counters``; the unit is messages."""
 
     PASSED_NO_UPSTREAM = 0
-    DROPPED_CLIENT_GONE = 1
-    DROPPED_UNSOLICITED = 2
-    DROPPED_UPSTREAM_GONE = 3
-    DROPPED_UNKNOWN_SOURCE = 4
-    FORWARDED = 5
-    REPLIES = 6
-    PAUSES_FULL = 7
-    PAUSES_LIMIT = 8
-    PAUSES_NO_UPSTREAM = 9
-    PAUSES_HELD = 10
-    COUNTERS = 11
+    PASSED_NO_FLIGHT = 1
+    DROPPED_CLIENT_GONE = 2
+    DROPPED_UNSOLICITED = 3
+    DROPPED_UPSTREAM_GONE = 4
+    DROPPED_LATE = 5
+    DROPPED_UNKNOWN_SOURCE = 6
+    FORWARDED = 7
+    REPLIES = 8
+    PAUSES_FULL = 9
+    PAUSES_LIMIT = 10
+    PAUSES_NO_UPSTREAM = 11
+    PAUSES_HELD = 12
+    COUNTERS = 13
 
 
 REASONS = tuple(counter for counter in Counter if counter is not Counter.COUNTERS)
@@ -123,7 +135,7 @@ class Framing(ctypes.Structure):
 class Pool(ctypes.Structure):
     """What the verdict needs of a pool."""
 
-    _fields_ = (("balance", U32), ("pad", U32))
+    _fields_ = (("balance", U32), ("max_in_flight", U32))
 
 
 class Backend(ctypes.Structure):
@@ -168,9 +180,10 @@ class Slot(ctypes.Structure):
         ("client_generation", U32),
         ("budget", U32),
         ("hold", U32),
-        ("pad0", U32),
+        ("route", U32),
         ("written_off", U64),
-        ("pad1", U64),
+        ("flights", U32),
+        ("flight_mask", U32),
         ("consumed_bytes", U64),
         ("passed_messages", U64),
         ("id", U64),
@@ -184,7 +197,8 @@ class Slot(ctypes.Structure):
         ("answers", U32),
         ("post", Post),
         ("window", U8 * 64),
-        ("pad2", U64 * 7),
+        ("late", U32),
+        ("pad2", U32 * 13),
         ("redirected_bytes", U64),
         ("base", U64),
         ("sent", U64),
@@ -195,7 +209,8 @@ class Slot(ctypes.Structure):
         ("delivered_quiet", U64),
         ("mark_bytes", U64),
         ("mark_quiet", U64),
-        ("pad3", U64 * 6),
+        ("cursor", U64),
+        ("pad3", U64 * 5),
     )
     generation: int
     role: int
@@ -208,12 +223,17 @@ class Slot(ctypes.Structure):
     client_generation: int
     budget: int
     hold: int
+    route: int
     written_off: int
+    flights: int
+    flight_mask: int
     consumed_bytes: int
     passed_messages: int
     paused: int
     started: int
     chosen: int
+    target: int
+    target_generation: int
     redirected_bytes: int
     sent: int
     answered: int
@@ -235,7 +255,7 @@ class Upstream(ctypes.Structure):
 
 
 class Route(ctypes.Structure):
-    """The upstreams of one client."""
+    """The upstreams of one client, or of all clients that share them."""
 
     _fields_ = (("upstreams", Upstream * MAX_UPSTREAMS),)
     upstreams: "ctypes.Array[Upstream]"
@@ -267,6 +287,31 @@ class Head(ctypes.Structure):
 
     _fields_ = (("length", U32), ("bytes", U8 * MAX_HEAD), ("pad", U32))
     length: int
+
+
+class Flight(ctypes.Structure):
+    """A request that is outstanding on a shared upstream."""
+
+    _fields_ = (
+        ("state", U32),
+        ("time", U32),
+        ("id", U64),
+        ("original", U64),
+        ("client", U32),
+        ("client_generation", U32),
+        ("given_up", U64),
+    )
+    state: int
+    time: int
+    id: int
+    original: int
+    client: int
+    client_generation: int
+    given_up: int
+
+
+FLIGHT_SIZE = ctypes.sizeof(Flight)
+Flights: TypeAlias = "ctypes.Array[Flight]"
 
 
 class Conn(ctypes.Structure):
@@ -317,6 +362,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "lb_inflight": Inflight,
     "lb_head": Head,
     "lb_post": Post,
+    "lb_flight": Flight,
     "lb_conn": Conn,
     "lb_traffic": Traffic,
     "lb_duration": Duration,
@@ -329,6 +375,7 @@ ENUMS: dict[str, tuple[type[enum.IntEnum | enum.IntFlag], str]] = {
     "lb_pause": (Pause, "LB_"),
     "lb_post_kind": (PostKind, "LB_POST_"),
     "lb_balance": (Balance, "LB_"),
+    "lb_flight_state": (FlightState, "LB_FLIGHT_"),
     "lb_framing_flag": (FramingFlag, "LB_"),
     "lb_counter": (Counter, "LB_"),
 }

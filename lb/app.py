@@ -16,7 +16,7 @@ import uvloop
 
 from lb import config, privileges
 from lb.admin import Admin
-from lb.dataplane import DataPlane, MachineError, Sizes, load, selftest, sockets
+from lb.dataplane import DataPlane, MachineError, Sizes, load, selftest, sockets, table_size
 from lb.metrics import Metrics
 from lb.server import Server
 from lb.server.listener import bind
@@ -53,14 +53,22 @@ def sizes(settings: config.Config, connections: int) -> Sizes:
     """What a configuration needs, and the self-test."""
     listeners = len(settings.listeners)
     backends = sum(len(pool.backends) for pool in settings.pools)
+    shared = [pool for pool in settings.pools if pool.connections is config.Connections.SHARED]
     return Sizes(
         connections=max(connections, selftest.SLOTS),  # which come back before the first client does
         framings=listeners + selftest.FRAMINGS,
         backends=backends + selftest.BACKENDS,
         traffic_rows=listeners * backends + selftest.ROWS,
         max_message=max(listener.framing.max_message for listener in settings.listeners),
+        shared_routes=len(shared),
+        flights=max(1, sum(_places(pool) for pool in shared)),
         heads=any(listener.framing.error_reply is not None for listener in settings.listeners),
     )
+
+
+def _places(pool: config.Pool) -> int:
+    """Places for the requests on the shared upstreams of a pool."""
+    return len(pool.backends) * pool.connections_per_backend * table_size(pool.max_in_flight)
 
 
 def usable_connections(wanted: int) -> int:

@@ -78,7 +78,8 @@ class _ServerCollector(Collector):
             userspace += sum(row.requests + row.responses for row in listening.relayed.values())
         userspace += self._server.plane.counters.messages(abi.Counter.FORWARDED)
         path.add_metric(("kernel",), kernel - userspace)
-        userspace += self._server.plane.counters.messages(abi.Counter.PASSED_NO_UPSTREAM)
+        for passed in (abi.Counter.PASSED_NO_UPSTREAM, abi.Counter.PASSED_NO_FLIGHT):
+            userspace += self._server.plane.counters.messages(passed)
         path.add_metric(("userspace",), userspace)
         yield from (requests, responses, size, path)
 

@@ -3,11 +3,12 @@
 from lb.config.model import Address, Limits, Listener
 from lb.config.protocols import Protocols
 from lb.config.scalars import integer, read_duration, read_listen_address, read_name
-from lb.config.value import Section, Value, refuse_duplicates, show, suggest
-from lb.framing import Framing
+from lb.config.value import Section, Value, either, refuse_duplicates, show, suggest
+from lb.framing import Framing, Ordering
 
 _MAX_LISTENERS = 64
 _DEFAULT_PROTOCOL = "length-prefixed"
+_SHARED_WIDTHS = (2, 4, 8)  # of ids that the kernel program can exchange
 
 _read_clients = integer(1, 1 << 20, "a listener for nobody is better removed; no sockmap holds more")
 
@@ -15,16 +16,23 @@ _read_clients = integer(1, 1 << 20, "a listener for nobody is better removed; no
 class Listeners:
     """The listeners of a file.
 
-    `pools` are the names that may be used, None if nobody knows them; `taken` says who has an address.
+    `pools` are the names that may be used, None if nobody knows them; `taken` says who has an address;
+    `shared` are the pools whose clients share their connections.
     """
 
     def __init__(
-        self, value: Value, protocols: Protocols, pools: frozenset[str] | None, taken: dict[Address, str]
+        self,
+        value: Value,
+        protocols: Protocols,
+        pools: frozenset[str] | None,
+        taken: dict[Address, str],
+        shared: frozenset[str],
     ) -> None:
         self.listeners: list[Listener] = []
         self._protocols = protocols
         self._pools = pools
         self._taken = taken
+        self._shared: dict[str, Framing | None] = dict.fromkeys(shared)
         items = value.items("a list of listeners")
         if len(items) > _MAX_LISTENERS:
             value.fail(
@@ -47,9 +55,27 @@ class Listeners:
         framing = section.optional("protocol", self._read_protocol, default)
         pool = self._read_pool(section)
         limits = section.optional("limits", _read_limits, Limits())
+        if pool in self._shared:
+            self._check_shared(section.entries.get("protocol", value), framing, pool)
         if name is None or address is None or pool is None:
             return None
         return Listener(name, address, framing, pool, limits)
+
+    def _check_shared(self, value: Value, framing: Framing, pool: str) -> None:
+        """Note why a framing cannot be used where clients share connections."""
+        before = self._shared[pool]
+        self._shared[pool] = before or framing
+        if framing.id is None or framing.id.width not in _SHARED_WIDTHS:
+            what = "has no id" if framing.id is None else f"has an id of {framing.id.width} bytes"
+            problem = f"{show(framing.name)} {what}, but pool {pool} shares connections"
+            widths = either([str(width) for width in _SHARED_WIDTHS])
+            value.fail(problem, f"use a protocol with an id of {widths} bytes, or `connections: per_client`")
+        elif framing.ordering is Ordering.FIFO:
+            problem = f"{show(framing.name)} is `ordering: fifo`, but pool {pool} shares connections"
+            value.fail(problem, "use `connections: per_client`")
+        elif before is not None and before != framing:
+            problem = f"pool {pool} shares connections, and speaks {show(before.name)} already"
+            value.fail(problem, "use another pool for each protocol")
 
     def _read_address(self, value: Value) -> Address | None:
         address = read_listen_address(value)

@@ -110,7 +110,11 @@ class HealthCheck:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long to wait, in seconds; `unacknowledged`: for a peer's TCP to acknowledge anything."""
+    """How long to wait, in seconds.
+
+    `unacknowledged`: for a peer's TCP to acknowledge anything. On shared connections, `response`: for the
+    response to a request, and `slow_client`: for a client that does not read while others wait.
+    """
 
     connect: float = 2.0
     idle: float = 600.0
@@ -118,16 +122,24 @@ class Timeouts:
     half_message: float = 10.0
     unacknowledged: float = 60.0
     queue: float = 5.0
+    response: float = 30.0
+    slow_client: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Backends that answer the same requests; without a health check they are taken as alive."""
+    """Backends that answer the same requests; without a health check they are taken as alive.
+
+    With shared connections, `connections_per_backend` of them carry the messages of all clients, and each has
+    at most `max_in_flight` requests without a response.
+    """
 
     name: str
     backends: tuple[Backend, ...]
     balance: Balance = Balance.LEAST_OUTSTANDING
     connections: Connections = Connections.PER_CLIENT
+    connections_per_backend: int = 2
+    max_in_flight: int = 1024
     batch: int = 64
     health_check: HealthCheck | None = None
     timeouts: Timeouts = Timeouts()

@@ -53,7 +53,13 @@ def _read_config(value: Value) -> Config | None:
     taken = {} if admin.address is None else {admin.address: "admin.address"}
     listeners = section.required(
         "listeners",
-        lambda entry: Listeners(entry, protocols, pools.names if pools else None, taken),
+        lambda entry: Listeners(
+            entry,
+            protocols,
+            pools.names if pools else None,
+            taken,
+            pools.shared if pools else frozenset(),
+        ),
         "[{name: rpc, address: 0.0.0.0:7000}]",
     )
     if pools is None or listeners is None:

@@ -6,9 +6,12 @@ from lb.config.value import Value, refuse_duplicates
 
 _MAX_POOLS = 63  # the kernel's table has 64 places, and the self-test needs one
 _MAX_BACKENDS = 1024
+MAX_SHARED = 32  # connections of a pool that all clients share: the kernel program's choice is a bounded loop
 
 _read_balance = choice(Balance, absent={Balance.HASH})
-_read_connections = choice(Connections, absent={Connections.SHARED})
+_read_connections = choice(Connections)
+_read_per_backend = integer(1, 32, "the kernel program looks at no more than 32 connections of a pool")
+_read_in_flight = integer(1, 16384, "half of all 16-bit ids are in use then")
 _read_weight = integer(0, 256, "0 takes no new messages; the kernel's turns are too coarse for more than 256")
 _read_batch = integer(1, 64, "the kernel program measures at most 64 messages at once")
 _read_streak = integer(1, 100, "results in a row; more would take minutes to act on")
@@ -21,7 +24,7 @@ class Pools:
     """The pools of a file.
 
     `names` has those of pools with mistakes too, so that these are not reported again at the listeners; None
-    says that a name is missing.
+    says that a name is missing. `shared` are those whose clients share their connections.
     """
 
     def __init__(self, value: Value) -> None:
@@ -37,10 +40,19 @@ class Pools:
             pool = self._read_pool(item)
             if pool is not None:
                 self.pools.append(pool)
+        self.shared = frozenset(p.name for p in self.pools if p.connections is Connections.SHARED)
 
     def _read_pool(self, value: Value) -> Pool | None:
         section = value.section(
-            "name", "backends", "balance", "connections", "batch", "health_check", "timeouts"
+            "name",
+            "backends",
+            "balance",
+            "connections",
+            "connections_per_backend",
+            "max_in_flight",
+            "batch",
+            "health_check",
+            "timeouts",
         )
         if section is None:
             return None
@@ -51,9 +63,21 @@ class Pools:
         batch = section.optional("batch", _read_batch, 64)
         health_check = section.optional("health_check", _read_health_check, None)
         timeouts = section.optional("timeouts", _read_timeouts, Timeouts())
+        default = Pool("", ())
+        each = section.optional("connections_per_backend", _read_per_backend, default.connections_per_backend)
+        in_flight = section.optional("max_in_flight", _read_in_flight, default.max_in_flight)
+        if connections is not Connections.SHARED:
+            for key in ("connections_per_backend", "max_in_flight"):
+                if key in section.entries:
+                    section.entries[key].fail("is for shared connections only", "add `connections: shared`")
+        elif backends is not None and len(backends) * each > MAX_SHARED:
+            section.entries.get("connections_per_backend", value).fail(
+                f"makes {len(backends) * each} connections (of a pool at most {MAX_SHARED})",
+                "use fewer for each backend, or several pools",
+            )
         if name is None or backends is None:
             return None
-        return Pool(name, backends, balance, connections, batch, health_check, timeouts)
+        return Pool(name, backends, balance, connections, each, in_flight, batch, health_check, timeouts)
 
     def _read_backends(self, value: Value) -> tuple[Backend, ...] | None:
         items = value.items("a list of backends with name and address")
@@ -99,7 +123,9 @@ def _read_health_check(value: Value) -> HealthCheck | None:
 
 
 def _read_timeouts(value: Value) -> Timeouts | None:
-    section = value.section("connect", "idle", "drain", "half_message", "unacknowledged", "queue")
+    section = value.section(
+        "connect", "idle", "drain", "half_message", "unacknowledged", "queue", "response", "slow_client"
+    )
     if section is None:
         return None
     default = Timeouts()
@@ -110,4 +136,6 @@ def _read_timeouts(value: Value) -> Timeouts | None:
         half_message=section.optional("half_message", read_duration, default.half_message),
         unacknowledged=section.optional("unacknowledged", _read_unacknowledged, default.unacknowledged),
         queue=section.optional("queue", read_duration, default.queue),
+        response=section.optional("response", read_duration, default.response),
+        slow_client=section.optional("slow_client", read_duration, default.slow_client),
     )

@@ -2,6 +2,7 @@
 
 from lb.dataplane.counters import Durations, Traffic, bucket_limit
 from lb.dataplane.errors import NO_MEMORY, MachineError
+from lb.dataplane.flights import Flight, FlightTable, table_size
 from lb.dataplane.loader import Sizes, load
 from lb.dataplane.mapped import MappedSocket
 from lb.dataplane.plane import DataPlane, PeerGoneError, Policy
@@ -11,6 +12,8 @@ __all__ = [
     "NO_MEMORY",
     "DataPlane",
     "Durations",
+    "Flight",
+    "FlightTable",
     "MachineError",
     "MappedSocket",
     "PeerGoneError",
@@ -20,4 +23,5 @@ __all__ = [
     "Traffic",
     "bucket_limit",
     "load",
+    "table_size",
 ]

@@ -38,6 +38,8 @@ class Sizes:
     traffic_rows: int  # pairs of listener and backend
     max_message: int  # bytes, of any framing
     inflight: int = 1 << 16  # outstanding requests that are told apart by ids
+    shared_routes: int = 0  # pools whose clients share their upstreams
+    flights: int = 1  # places in the tables of these upstreams (flights.table_size)
     heads: bool = True  # whether any framing keeps their beginnings
 
 
@@ -51,8 +53,11 @@ def load(sizes: Sizes) -> DataPlane:
     with ExitStack() as undo:
         try:
             opened = undo.enter_context(Object.open(image))
-            for name in ("lb_socks", "lb_sources", "lb_conns", "lb_slots", "lb_routes", "lb_marks"):
-                opened.set_max_entries(name, sizes.connections + OWN_SLOTS)
+            sockets = sizes.connections + OWN_SLOTS
+            for name in ("lb_socks", "lb_sources", "lb_conns", "lb_slots", "lb_marks"):
+                opened.set_max_entries(name, sockets)
+            opened.set_max_entries("lb_routes", sockets + sizes.shared_routes)
+            opened.set_max_entries("lb_flights", sizes.flights)
             opened.set_max_entries("lb_inflight", sizes.inflight)
             opened.set_max_entries("lb_heads", sizes.inflight if sizes.heads else 1)
             opened.set_max_entries("lb_framings", sizes.framings)

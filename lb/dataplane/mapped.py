@@ -36,6 +36,11 @@ class MappedSocket:
         self._slot.written_off += requests
 
     @property
+    def waits_for(self) -> SlotRef:
+        """Shared upstream that is paused: the client that has no room."""
+        return SlotRef(self._slot.target, self._slot.target_generation)
+
+    @property
     def ambiguous(self) -> int:
         """Upstream: outstanding requests that have no entry of their own (``bpf/lb_inflight.h``)."""
         return self._slot.ambiguous - self._slot.disambiguated

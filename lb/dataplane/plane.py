@@ -33,6 +33,7 @@ from lb.dataplane import sockets
 from lb.dataplane.canary import Canary
 from lb.dataplane.counters import Counters
 from lb.dataplane.encode import encode
+from lb.dataplane.flights import FlightTable, table_size
 from lb.dataplane.mapped import MappedSocket
 from lb.dataplane.post import PostChannel
 from lb.framing import Framing, Ordering
@@ -55,6 +56,8 @@ class Policy:
     pool: int
     batch: int
     budget: int = 1 << 20  # bytes that may wait for the socket before its senders are paused
+    route: int | None = None  # of the client, if it shares its upstreams
+    traffic: int = 0  # the client's part of the row of the traffic counters
 
 
 def _check_stands(slot: abi.Slot) -> None:
@@ -81,6 +84,7 @@ class DataPlane:
         self._pools = loaded.map("lb_pools", ArrayMap)
         self._slots = loaded.map("lb_slots", ArrayMap).view(abi.Slot)
         self._routes = loaded.map("lb_routes", ArrayMap).view(abi.Route)
+        self._flights = loaded.map("lb_flights", ArrayMap).view(abi.Flight)
         self._backends = loaded.map("lb_backends", ArrayMap).view(abi.Backend)
         self._marks = loaded.map("lb_marks", ArrayMap)
         self._grace = loaded.map("lb_grace", ArrayOfMaps)
@@ -88,7 +92,8 @@ class DataPlane:
         self._no_marks = bytes(abi.Marks())
         self._blank = abi.Slot()
         self._in_order: set[int] = set()  # framings whose responses keep the order of the requests
-        self._published: dict[str, int] = {"framings": 0, "pools": 0, "backends": 0}
+        self._published: dict[str, int] = {"framings": 0, "pools": 0, "backends": 0, "routes": 0}
+        self._tables = 0  # places of lb_flights that have been given out
         self.slots = SlotTable(connections)
         self.counters = Counters(loaded)
         self.canary = Canary(self)
@@ -119,11 +124,29 @@ class DataPlane:
             self._in_order.add(index)
         return index
 
-    def publish_pool(self, balance: abi.Balance) -> int:
-        """Makes a pool known to the programs; returns its index."""
+    def publish_pool(self, balance: abi.Balance, max_in_flight: int = 0) -> int:
+        """Makes a pool known to the programs; returns its index.
+
+        Args:
+            balance: how messages spread.
+            max_in_flight: requests that may be outstanding on one shared upstream.
+        """
         index = self._next("pools", self._pools.max_entries)
-        self._pools.update(index, bytes(abi.Pool(balance=balance)))
+        self._pools.update(index, bytes(abi.Pool(balance=balance, max_in_flight=max_in_flight)))
         return index
+
+    def new_shared_route(self) -> int:
+        """A route for clients that share their upstreams."""
+        own = self.slots.size + OWN_SLOTS
+        return own + self._next("routes", len(self._routes) - own)
+
+    def new_flight_table(self, max_in_flight: int) -> FlightTable:
+        """A table for the requests of a shared upstream."""
+        size = table_size(max_in_flight)
+        first, self._tables = self._tables, self._tables + size
+        if self._tables > len(self._flights):
+            raise RuntimeError(f"the maps were loaded for {len(self._flights)} requests on shared upstreams")
+        return FlightTable(self._flights, first, size)
 
     def publish_backend(self, weight: int) -> int:
         """Makes a backend known to the programs; returns its index."""
@@ -186,6 +209,8 @@ class DataPlane:
                 The slot stays reserved, and nobody refers to it.
         """
         slot = self._blank_slot(ref, abi.Role.CLIENT, policy)
+        slot.route = ref.number if policy.route is None else policy.route
+        slot.traffic = policy.traffic
         return self._insert(ref, slot, sock)
 
     def insert_upstream(
@@ -218,6 +243,37 @@ class DataPlane:
         slot.client = client.number
         slot.client_generation = client.generation
         self._marks.update(ref.number, self._no_marks)
+        return self._insert(ref, slot, sock)
+
+    def insert_shared(
+        self,
+        ref: SlotRef,
+        sock: socket.socket,
+        policy: Policy,
+        *,
+        backend: int,
+        traffic: int,
+        table: FlightTable,
+    ) -> MappedSocket:
+        """Maps the socket of an upstream that carries the messages of many clients.
+
+        Args:
+            ref: the slot.
+            sock: connected, options set by :func:`lb.dataplane.sockets.prepare`.
+            policy: that of its pool.
+            backend: index of the backend.
+            traffic: added to the client's row of the traffic counters.
+            table: of its requests; clear.
+
+        Raises:
+            PeerGoneError: the backend has closed already. The slot stays reserved.
+            OSError: as for :meth:`insert_client`.
+        """
+        slot = self._blank_slot(ref, abi.Role.SHARED, policy)
+        slot.backend = backend
+        slot.traffic = traffic
+        slot.flights = table.first
+        slot.flight_mask = table.size - 1
         return self._insert(ref, slot, sock)
 
     def _blank_slot(self, ref: SlotRef, role: abi.Role, policy: Policy) -> abi.Slot:
@@ -374,8 +430,9 @@ class DataPlane:
         """
         for ref in retired:
             slot = self._slots[ref.number]
-            if slot.role == abi.Role.UPSTREAM:
-                self._backends[slot.backend].written_off += slot.sent - slot.answered
+            if slot.role in (abi.Role.UPSTREAM, abi.Role.SHARED):
+                owed = slot.sent - slot.answered - slot.written_off
+                self._backends[slot.backend].written_off += owed
             slot.role = abi.Role.FREE  # the next life may end without a socket: nothing is written off twice
         self.slots.reclaim(retired)
 
@@ -396,6 +453,34 @@ class DataPlane:
                 entry.generation = upstream.generation
                 return place
         raise RuntimeError("more upstreams than a client can have")
+
+    def route_shared(self, route: int, place: int, upstream: SlotRef, backend: int) -> None:
+        """Puts an upstream into a place of a route that clients share."""
+        entry = self._routes[route].upstreams[place]
+        assert entry.generation == 0, "somebody is there"
+        entry.slot = upstream.number
+        entry.backend = backend
+        entry.generation = upstream.generation
+
+    def unroute_shared(self, route: int, place: int) -> None:
+        """Takes an upstream out of its place. A program that runs right now may still use it once."""
+        self._routes[route].upstreams[place].generation = 0
+
+    def write_off(self, upstream: MappedSocket, requests: int) -> None:
+        """That many of the requests on a shared upstream were given up: nobody waits for their responses."""
+        slot = self._slots[upstream.ref.number]
+        slot.written_off += requests
+        self._backends[slot.backend].written_off += requests
+
+    def head_of(self, upstream: SlotRef, ident: int) -> bytes | None:
+        """The start of a request that is outstanding on a shared upstream, if its framing keeps it."""
+        return self.head(bytes(abi.InflightKey(*upstream, ident)))
+
+    def forget_heads(self, upstream: SlotRef, idents: list[int]) -> None:
+        """Forgets the starts of requests on an upstream that is gone."""
+        for ident in idents:
+            with suppress(FileNotFoundError):
+                self._heads.delete(bytes(abi.InflightKey(*upstream, ident)))
 
     def bound_to(self, client: MappedSocket) -> int | None:
         """The slot of the only upstream that a client's next message may go to, if its order demands that."""

@@ -39,6 +39,9 @@ class Admission:
         if not chosen:
             client.refuse("no_backend")
             return
+        if client.bundle is not None:
+            client.splice()
+            return
         upstreams = []
         for backend in chosen:
             upstream = client.new_upstream(backend)

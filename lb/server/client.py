@@ -10,22 +10,26 @@ import logging
 import select
 import socket
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lb import abi
 from lb.abi import Pause
 from lb.backends import Backend, backoff
+from lb.config import Timeouts
 from lb.dataplane import NO_MEMORY, MappedSocket, PeerGoneError, PostChannel
-from lb.framing import Direction, FramingError, error_reply
+from lb.framing import Direction, Framing, FramingError, error_reply
 from lb.server import ending, faults, takeover
 from lb.server.admission import Admission
-from lb.server.context import Listening
+from lb.server.context import Listening, Services
 from lb.server.guard import Guard
 from lb.server.poller import SPACE, STATE
-from lb.server.relay import relay
+from lb.server.relay import connect, relay
 from lb.server.upstream import Upstream
 from lb.session import Event, State, step
 from lb.slots import SlotRef, SlotsExhaustedError
+
+if TYPE_CHECKING:
+    from lb.server.bundle import Bundle
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +96,7 @@ class Client:
         if self.mapped is None or self.state is State.CLOSED:
             return ()
         moved = (part for upstream in self.upstreams.values() for part in upstream.progress())
-        return (self.mapped.consumed_bytes, self.mapped.acknowledged, *moved)
+        return (self.mapped.consumed_bytes, self.mapped.acknowledged, self.mapped.outstanding, *moved)
 
     @property
     def buffered_bytes(self) -> int:
@@ -109,12 +113,12 @@ class Client:
 
     def splice(self) -> None:
         """Maps the upstreams that are connected, then the client. From here on the kernel owns the bytes."""
-        services = self.listening.services
+        services = self.services
         for upstream in self.connected_upstreams():
             if not upstream.splice():
                 self.forget(upstream)
                 upstream.close()
-        if not self.connected_upstreams():
+        if not self.connected_upstreams() and self.bundle is None:
             self._admission.failed()
             return
         try:
@@ -134,11 +138,26 @@ class Client:
     def _relay(self) -> None:
         """The client closed its side before it could be mapped: what it sent is complete, and small."""
         self.state = step(self.state, Event.ENDING)
+        if self.bundle is not None:
+            self.run("relay", self._relay_alone(self.bundle))
+            return
         connected = self.connected_upstreams()
         upstream = connected[self.number % len(connected)]
         sock = upstream.unsplice()
         self.close_upstreams()
         self.run("relay", self._relay_to(upstream.backend, sock))
+
+    async def _relay_alone(self, bundle: "Bundle") -> None:
+        """By a connection of its own, as those that are shared are the kernel's."""
+        backend = bundle.any_backend(self.number)
+        sock = await connect(backend, self.timeouts.connect) if backend is not None else None
+        if self.state is State.CLOSED:
+            if sock is not None:
+                sock.close()
+        elif backend is None or sock is None:
+            self.refuse("no_backend")
+        else:
+            await self._relay_to(backend, sock)
 
     async def _relay_to(self, backend: Backend, sock: socket.socket) -> None:
         with sock:
@@ -157,6 +176,71 @@ class Client:
             waiting = takeover.count_waiting(self.sock, framing, Direction.REQUEST)
             self.listening.services.losses.add(reason, waiting)
         self.fail(reason)
+
+    # What its upstreams want of it
+
+    @property
+    def services(self) -> Services:
+        """Of the process."""
+        return self.listening.services
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """Those of the pool."""
+        return self.listening.timeouts
+
+    @property
+    def framing(self) -> Framing:
+        """What it speaks."""
+        return self.listening.config.framing
+
+    @property
+    def bundle(self) -> "Bundle | None":
+        """The upstreams that it shares with others; None if it has its own."""
+        return self.listening.pool.bundle
+
+    def map_upstream(self, upstream: Upstream, sock: socket.socket) -> MappedSocket:
+        """Puts the socket of an upstream of its own into the maps."""
+        listening = self.listening
+        return self.services.plane.insert_upstream(
+            upstream.ref,
+            sock,
+            listening.policy,
+            client=self.ref,
+            backend=upstream.backend.index,
+            traffic=listening.traffic[upstream.backend.index],
+        )
+
+    def route(self, upstream: Upstream) -> None:
+        """Lets its messages be sent there."""
+        upstream.place = self.services.plane.route(self.ref, upstream.ref, upstream.backend.index)
+
+    def unroute(self, upstream: Upstream) -> None:
+        """Lets no further message be sent there, once a grace period has passed."""
+        self.services.plane.unroute(self.ref, upstream.place)
+
+    def takes(self, upstream: Upstream) -> bool:
+        """Whether it would take a response now."""
+        del upstream
+        return self.mapped is None or self.state is State.CLOSED or self.mapped.has_room
+
+    def watch_taker(self, upstream: Upstream) -> bool:
+        """Hastens its upstreams when its connection has space."""
+        del upstream
+        return self.watch_space()
+
+    def kept_waiting(self, upstream: Upstream, seconds: float) -> None:
+        """It may take its time: nobody else waits for it."""
+
+    def upstream_has_space(self, upstream: Upstream) -> None:
+        """Its messages may go on."""
+        del upstream
+        self.services.pauses.hasten(self)
+
+    def upstream_crashed(self, upstream: Upstream) -> None:
+        """A bug of ours ends it."""
+        del upstream
+        self.fail("bug")
 
     # Upstreams come and go
 
@@ -183,7 +267,8 @@ class Client:
     def add_backend(self, backend: Backend) -> None:
         """A backend has come (back): the client's messages may go there too."""
         if (
-            not self.wants_upstreams
+            self.bundle is not None
+            or not self.wants_upstreams
             or not backend.usable
             or backend in self.upstreams
             or len(self.upstreams) >= abi.MAX_UPSTREAMS
@@ -297,6 +382,8 @@ class Client:
         """Whether one of its upstreams would take a message now."""
         mapped = self.mapped
         assert mapped is not None
+        if self.bundle is not None:
+            return mapped.has_room and self.bundle.has_room
         plane = self.listening.services.plane
         only = plane.bound_to(mapped)
         return any(
@@ -322,7 +409,8 @@ class Client:
         if seconds < self.listening.timeouts.queue:
             return
         pause = self.mapped.paused
-        if pause is Pause.PAUSED_NO_UPSTREAM or not any(up.serves for up in self.upstreams.values()):
+        upstreams = self.upstreams if self.bundle is None else self.bundle.upstreams
+        if pause is Pause.PAUSED_NO_UPSTREAM or not any(up.serves for up in upstreams.values()):
             reason = "no_backend"
         elif pause is Pause.PAUSED_LIMIT:
             reason = "max_outstanding"
@@ -386,7 +474,9 @@ class Client:
         if self.state is State.CLOSED:
             return
         if reason is not None and self.mapped is not None:
-            lost = self.mapped.passed_messages + self.mapped.outstanding + self.take_waiting()
+            lost = self.mapped.passed_messages + self.take_waiting()
+            if self.bundle is None:  # else the answers come, and are counted as dropped then
+                lost += self.mapped.outstanding
             self.listening.services.losses.add(reason, lost)
             self.close_upstreams(reason)
         self.close(Event.FAILED, reset=True)

@@ -20,6 +20,7 @@ from lb.server.quiescence import Quiescence
 
 if TYPE_CHECKING:
     from lb.config import Timeouts
+    from lb.server.bundle import Bundle
     from lb.server.client import Client
 
 _log = logging.getLogger(__name__)
@@ -74,6 +75,8 @@ class Pool:
     index: int
     backends: list[Backend]
     clients: set["Client"] = field(default_factory=set)
+    route: int | None = None  # that all clients share
+    bundle: "Bundle | None" = None  # of the upstreams, if the clients share them
 
 
 def _no_refusals() -> Counter[str]:

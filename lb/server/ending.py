@@ -60,6 +60,8 @@ async def after_peer(client: "Client") -> None:
                     client.fail("no_backend")
                 elif reason is not None:
                     client.malformed(reason)
+            if client.bundle is not None:
+                await until(_closed(client, lambda: mapped.outstanding == 0))
             async with asyncio.TaskGroup() as group:
                 for upstream in list(client.upstreams.values()):
                     group.create_task(upstream.finish(), name=f"finish {upstream}")
@@ -134,7 +136,7 @@ def abandon(client: "Client") -> None:
 
 async def _finish_abandoned(upstream: Upstream) -> None:
     try:
-        async with patience(upstream.client.listening.timeouts.drain, upstream.progress):
+        async with patience(upstream.owner.timeouts.drain, upstream.progress):
             await upstream.finish()
     except TimeoutError:
         _log.info("%s: closed: not drained in time after its client had left", upstream)

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import socket
 
-from lb.backends import Backend
+from lb.backends import Backend, connect_failure
 from lb.dataplane import sockets
 from lb.framing import Direction, Framer
 from lb.server import faults
@@ -20,6 +20,23 @@ from lb.server.context import Listening, Relayed
 
 _log = logging.getLogger(__name__)
 _CHUNK = 256 * 1024
+
+
+async def connect(backend: Backend, seconds: float) -> socket.socket | None:
+    """A connection to a backend, not blocking; None if there was none within so many seconds."""
+    address = backend.config.address
+    sock = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        async with asyncio.timeout(seconds):
+            await asyncio.get_running_loop().sock_connect(sock, address.sockaddr)
+    except OSError as error:  # TimeoutError is one
+        sock.close()
+        backend.failed("timeout" if isinstance(error, TimeoutError) else connect_failure(error.errno or 0))
+        return None
+    except asyncio.CancelledError:
+        sock.close()
+        raise
+    return sock
 
 
 async def relay(

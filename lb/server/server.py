@@ -10,6 +10,7 @@ from lb import abi, config
 from lb.backends import Backend, Health
 from lb.dataplane import DataPlane, Policy, Traffic
 from lb.health import Monitor
+from lb.server.bundle import Bundle, bundles
 from lb.server.client import Client
 from lb.server.context import Listening, Losses, Pool, Services
 from lb.server.inquest import Inquest
@@ -76,7 +77,8 @@ class Server:
 
     def buffered_bytes(self) -> int:
         """Bytes that were redirected to sockets and are not in their send queues yet."""
-        return sum(client.buffered_bytes for client in self._clients())
+        shared = sum(bundle.backlog for bundle in bundles(self.pools))
+        return shared + sum(client.buffered_bytes for client in self._clients())
 
     # The life of the server
 
@@ -111,12 +113,16 @@ class Server:
                         serving += [
                             background.create_task(work, name=name) for name, work in self._build(services)
                         ]
+                        for bundle in bundles(self.pools):
+                            bundle.start()
                         for listener in self.listeners:
                             listener.open()
                         self.started.set()
                         await stop.wait()
                         limit.reschedule(loop.time() + self._drain_limit())
                         await self._drain()
+                        for bundle in bundles(self.pools):
+                            await bundle.drain()
                 except TimeoutError:
                     _log.warning("not drained within %g s", self._drain_limit())
                 for task in serving:
@@ -126,6 +132,8 @@ class Server:
                 listener.close()
             for client in self._clients():
                 client.fail("shutdown")
+            for bundle in bundles(self.pools):
+                bundle.close()
             poller.close()
 
     def _clients(self) -> list[Client]:
@@ -161,6 +169,8 @@ class Server:
             if framing.name not in framings:
                 framings[framing.name] = self.plane.publish_framing(framing)
             pool = pools[listener.pool]
+            rows = [self.plane.counters.new_traffic_row() for _ in pool.backends]
+            shared = pool.route is not None
             listening = Listening(
                 config=listener,
                 pool=pool,
@@ -169,16 +179,25 @@ class Server:
                     pool.index,
                     pool.config.batch,
                     self._settings.runtime.buffer_budget,
+                    route=pool.route,
+                    traffic=rows[0] if shared else 0,
                 ),
                 services=services,
-                traffic={backend.index: self.plane.counters.new_traffic_row() for backend in pool.backends},
+                traffic={backend.index: row for backend, row in zip(pool.backends, rows, strict=True)},
             )
             self.listenings.append(listening)
             self.listeners.append(Listener(listening, sock))
             yield f"idle sweep of {listener.name}", self._sweep(listening)
+        for pool in self.pools:
+            users = [listening for listening in self.listenings if listening.pool is pool]
+            if pool.route is not None and users:
+                pool.bundle = Bundle(pool, users, services, users[0].policy)
+                yield f"requests of {pool.bundle}", pool.bundle.run()
 
     def _build_pool(self, settings: config.Pool, services: Services) -> Pool:
-        pool = Pool(settings, self.plane.publish_pool(_BALANCE[settings.balance]), [])
+        index = self.plane.publish_pool(_BALANCE[settings.balance], settings.max_in_flight)
+        shared = settings.connections is config.Connections.SHARED
+        pool = Pool(settings, index, [], route=self.plane.new_shared_route() if shared else None)
         for configured in settings.backends:
             index = self.plane.publish_backend(configured.weight)
             self.plane.set_max_outstanding(index, configured.max_outstanding)
@@ -194,6 +213,9 @@ class Server:
 
     async def _welcome(self, pool: Pool, backend: Backend) -> None:
         """Gives the clients that were there before an upstream to a backend that came back."""
+        if pool.bundle is not None:
+            pool.bundle.add_backend(backend)
+            return
         for count, client in enumerate(list(pool.clients), 1):
             with client.guard:
                 client.add_backend(backend)

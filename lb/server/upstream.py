@@ -1,15 +1,15 @@
-"""A connection to a backend that carries the messages of one client."""
+"""A connection to a backend that carries the messages of one client, or of many."""
 
 import asyncio
 import errno
 import logging
 import select
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from lb.backends import Backend, connect_failure
 from lb.dataplane import NO_MEMORY, MappedSocket, PeerGoneError, sockets
-from lb.framing import Direction
+from lb.framing import Direction, Framing
 from lb.server import faults, takeover
 from lb.server.guard import Guard
 from lb.server.poller import CONNECTING, SPACE, STATE
@@ -18,7 +18,8 @@ from lb.session import Event, State, step
 from lb.slots import SlotRef
 
 if TYPE_CHECKING:
-    from lb.server.client import Client
+    from lb.config import Timeouts
+    from lb.server.context import Services
 
 _log = logging.getLogger(__name__)
 
@@ -26,38 +27,92 @@ _BROKEN = select.EPOLLERR | select.EPOLLHUP
 _FIN = 1  # counts as a byte received
 
 
+class Owner(Protocol):
+    """Whose messages an upstream carries: a client, or the bundle of all that clients share."""
+
+    @property
+    def services(self) -> "Services":
+        """Of the process."""
+
+    @property
+    def timeouts(self) -> "Timeouts":
+        """Those of the pool."""
+
+    @property
+    def framing(self) -> Framing:
+        """What both sides speak."""
+
+    def map_upstream(self, upstream: "Upstream", sock: socket.socket) -> MappedSocket:
+        """Puts its socket into the maps; raises as :meth:`DataPlane.insert_upstream` does."""
+
+    def route(self, upstream: "Upstream") -> None:
+        """Lets messages be sent there."""
+
+    def unroute(self, upstream: "Upstream") -> None:
+        """Lets no further message be sent there, once a grace period has passed."""
+
+    def takes(self, upstream: "Upstream") -> bool:
+        """Whether who is to get its next response has room."""
+
+    def watch_taker(self, upstream: "Upstream") -> bool:
+        """Hastens the upstream when there is room for its next response; False if nothing will tell."""
+
+    def kept_waiting(self, upstream: "Upstream", seconds: float) -> None:
+        """Its responses have found no room for so long."""
+
+    def upstream_has_space(self, upstream: "Upstream") -> None:
+        """Its connection has space again."""
+
+    def upstream_connected(self, upstream: "Upstream") -> None:
+        """An attempt to connect succeeded."""
+
+    def upstream_failed(self, upstream: "Upstream") -> None:
+        """An attempt to connect failed; the upstream is closed."""
+
+    def upstream_broken(self, upstream: "Upstream", malformed: str | None) -> None:
+        """It was reset, timed out, or its backend sent what is no message."""
+
+    def upstream_ended(self, upstream: "Upstream") -> None:
+        """Its backend sent FIN."""
+
+    def upstream_crashed(self, upstream: "Upstream") -> None:
+        """A bug of ours: it cannot go on."""
+
+
 class Upstream:
-    """Owns its socket and its slot. Tells its client of what happens to it."""
+    """Owns its socket and its slot. Tells its owner of what happens to it."""
 
     __slots__ = (
         "_fin",
-        "_place",
+        "_routed",
         "_services",
         "_sock",
         "backend",
-        "client",
         "connected",
         "guard",
         "mapped",
+        "owner",
+        "place",
         "ref",
         "state",
     )
 
-    def __init__(self, client: "Client", backend: Backend, ref: SlotRef) -> None:
-        self.client = client
+    def __init__(self, owner: Owner, backend: Backend, ref: SlotRef, place: int = -1) -> None:
+        self.owner = owner
+        self.place = place  # in the route
         self.backend = backend
         self.state = State.ADMITTED
         self.connected = False
         self.mapped: MappedSocket | None = None
         self.guard = Guard(self.__str__, self._crashed)
-        self._services = client.listening.services
+        self._services = owner.services
         self.ref = ref
         self._sock: socket.socket | None = None
-        self._place: int | None = None
+        self._routed = False
         self._fin = asyncio.Event()
 
     def __str__(self) -> str:
-        return f"{self.client} to {self.backend}"
+        return f"{self.owner} to {self.backend}"
 
     @property
     def backlog(self) -> int:
@@ -73,26 +128,26 @@ class Upstream:
     @property
     def serves(self) -> bool:
         """Whether it is among those that new messages may go to, with or without room."""
-        return self._place is not None and self.backend.usable
+        return self._routed and self.backend.usable
 
     @property
     def has_room(self) -> bool:
         """Whether it may be sent a message now."""
-        return self._place is not None and self.mapped is not None and self.mapped.has_room
+        return self._routed and self.mapped is not None and self.mapped.has_room
 
     def connect(self) -> None:
         """Starts to connect; the client hears of the result, perhaps at once."""
         address = self.backend.config.address
-        listening = self.client.listening
+        timeouts = self.owner.timeouts
         code = errno.EIO
         sock: socket.socket | None = None
         try:
             sock = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             sockets.prepare(
                 sock,
-                max_message=listening.max_message,
-                half_message=listening.timeouts.half_message,
-                unacknowledged=listening.timeouts.unacknowledged,
+                max_message=self.owner.framing.max_message,
+                half_message=timeouts.half_message,
+                unacknowledged=timeouts.unacknowledged,
             )
             code = sock.connect_ex(address.sockaddr)
             if code in (0, errno.EINPROGRESS):
@@ -113,22 +168,13 @@ class Upstream:
             self._connect_failed("timeout")
 
     def splice(self) -> bool:
-        """Maps the socket and adds it to the client's route; False if that cannot be.
+        """Maps the socket and adds it to the route; False if that cannot be.
 
         The backend is gone already, or the kernel has no memory, which counts as a failure to connect.
         """
         assert self._sock is not None
-        plane = self._services.plane
-        listening = self.client.listening
         try:
-            self.mapped = plane.insert_upstream(
-                self.ref,
-                self._sock,
-                listening.policy,
-                client=self.client.ref,
-                backend=self.backend.index,
-                traffic=listening.traffic[self.backend.index],
-            )
+            self.mapped = self.owner.map_upstream(self, self._sock)
         except PeerGoneError:
             return False
         except OSError as error:
@@ -138,8 +184,9 @@ class Upstream:
             self.backend.failed("no_memory")
             return False
         self.state = step(self.state, Event.INSERTED)
-        self._place = plane.route(self.client.ref, self.ref, self.backend.index)
-        self._services.pauses.hasten(self.client)
+        self.owner.route(self)
+        self._routed = True
+        self.owner.upstream_has_space(self)
         return True
 
     def unsplice(self) -> socket.socket:
@@ -152,13 +199,13 @@ class Upstream:
         return sock
 
     def leave_route(self) -> None:
-        """No further message of the client is sent here, once a grace period has passed."""
-        if self._place is not None:
-            self._services.plane.unroute(self.client.ref, self._place)
-            self._place = None
+        """No further message is sent here, once a grace period has passed."""
+        if self._routed:
+            self._routed = False
+            self.owner.unroute(self)
 
     async def settle(self) -> None:
-        """Returns when all that the backend sent before its FIN is on its way to the client."""
+        """Returns when all that the backend sent before its FIN is on its way to who waits for it."""
         mapped = self.mapped
         if mapped is None:
             return
@@ -168,7 +215,7 @@ class Upstream:
             await takeover.forward(
                 self._services,
                 mapped,
-                self.client.listening.config.framing,
+                self.owner.framing,
                 Direction.RESPONSE,
                 room=self.may_resume,
                 ended=lambda: self._closed,
@@ -233,22 +280,21 @@ class Upstream:
             return
         if mask & select.EPOLLOUT:
             self._services.poller.change(self._sock.fileno(), STATE)
-            self._services.pauses.hasten(self.client)
+            self.owner.upstream_has_space(self)
         if mask & _BROKEN and (code := faults.take_error(self.mapped)):
-            self.client.upstream_broken(self, faults.malformed(self._sock, code))
+            self.owner.upstream_broken(self, faults.malformed(self._sock, code))
         elif mask & faults.PEER_ENDED:
             if not self._fin.is_set():
                 self._fin.set()
-                self.client.upstream_ended(self)
+                self.owner.upstream_ended(self)
         elif self.mapped.paused:
             self._services.pauses.add(self)
 
-    # While its responses wait for the client to read
+    # While its responses wait for a client to read
 
     def may_resume(self) -> bool:
         """Whether the client would take a response now."""
-        mapped = self.client.mapped
-        return mapped is None or self.client.state is State.CLOSED or mapped.has_room
+        return self.owner.takes(self)
 
     def resume(self) -> None:
         """Lets the programs look at the responses again."""
@@ -262,17 +308,18 @@ class Upstream:
             self._services.pauses.add(self)
 
     def waited(self, seconds: float) -> None:
-        """A client may take its time."""
+        """Tells the owner."""
+        self.owner.kept_waiting(self, seconds)
 
     def await_space(self) -> bool:
         """Asks for an event when the client's connection has space."""
-        return self.client.watch_space()
+        return self.owner.watch_taker(self)
 
     # While requests wait for the backend to read
 
     def watch_space(self) -> bool:
-        """Hastens the client when the connection has space; False if there is no connection."""
-        if self._place is None or self._sock is None:
+        """Tells the owner when the connection has space; False if there is no connection."""
+        if not self._routed or self._sock is None:
             return False
         self._services.poller.change(self._sock.fileno(), SPACE)
         return True
@@ -288,12 +335,12 @@ class Upstream:
             self._services.poller.change(self._sock.fileno(), STATE)
             self.connected = True
             self.backend.connected()
-            self.client.upstream_connected(self)
+            self.owner.upstream_connected(self)
 
     def _connect_failed(self, reason: str) -> None:
         self.close()
         self.backend.failed(reason)
-        self.client.upstream_failed(self)
+        self.owner.upstream_failed(self)
 
     def _crashed(self) -> None:
-        self.client.fail("bug")
+        self.owner.upstream_crashed(self)

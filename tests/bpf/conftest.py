@@ -38,7 +38,15 @@ def sample(compile_bpf: Compiler, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture
 def plane() -> Iterator[DataPlane]:
     """The product's data plane, attached, with nothing published. Needs root."""
-    sizes = Sizes(connections=128, framings=4, backends=40, traffic_rows=40, max_message=LARGEST)
+    sizes = Sizes(
+        connections=128,
+        framings=4,
+        backends=40,
+        traffic_rows=40,
+        max_message=LARGEST,
+        shared_routes=1,
+        flights=256,
+    )
     with closing(load(sizes)) as plane:
         yield plane
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from lb import abi
-from lb.dataplane import DataPlane, MappedSocket, Policy, sockets
+from lb.dataplane import DataPlane, FlightTable, MappedSocket, Policy, sockets
 from lb.framing import PRESETS, Endian, Field, Framing, Length, Match, Ordering, Responses
 from lb.slots import SlotRef
 
@@ -159,6 +159,21 @@ class Upstream(End):
         )
 
 
+class Shared(End):
+    """A connection to a backend that carries the messages of many clients; `far` is the backend."""
+
+    def __init__(
+        self, plane: DataPlane, far: socket.socket, near: socket.socket, ref: SlotRef, table: FlightTable
+    ) -> None:
+        super().__init__(plane, far, near, ref)
+        self.table = table
+
+    def map(self, policy: Policy, backend: "Backend") -> None:
+        self._mapped = self.plane.insert_shared(
+            self.ref, self.near, policy, backend=backend.index, traffic=0, table=self.table
+        )
+
+
 class Client(End):
     """A client's connection; `far` is the client."""
 
@@ -261,6 +276,26 @@ class Rig:
         if mapped:
             client.map(policy)
         return client
+
+    def share(self, framing: Framing = PREFIXED, *, max_in_flight: int = 32, batch: int = 64) -> Policy:
+        """A policy whose clients share their upstreams."""
+        return Policy(
+            self.plane.publish_framing(framing),
+            self.plane.publish_pool(abi.Balance.LEAST_OUTSTANDING, max_in_flight),
+            batch,
+            route=self.plane.new_shared_route(),
+            traffic=0,
+        )
+
+    def shared(self, policy: Policy, backend: Backend, place: int = 0, *, max_in_flight: int = 32) -> Shared:
+        """A mapped upstream in the route that clients share."""
+        assert policy.route is not None
+        table = self.plane.new_flight_table(max_in_flight)
+        upstream = Shared(self.plane, *self.connect(), self.plane.reserve(), table)
+        self._stack.callback(upstream.remove)
+        upstream.map(policy, backend)
+        self.plane.route_shared(policy.route, place, upstream.ref, backend.index)
+        return upstream
 
     def stranger(self, policy: Policy, slot: SlotRef) -> Client:
         """A client in the next life of a slot that came free."""

@@ -293,7 +293,7 @@ listeners:
 pools:
   - name: workers
     balance: hash
-    connections: shared
+    connections: sharde
     batch: 65
     backends:
       - {name: a, address: 10.0.0.11:0, weight: 257}
@@ -337,7 +337,7 @@ REPORT = """\
 23: listeners[2].name: is empty; write a name
 24: listeners[2].pool: is an alias of `x`; write the value itself
 27: pools[0].balance: `hash` is not in this version; use round_robin, least_outstanding or random
-28: pools[0].connections: `shared` is not in this version; use per_client
+28: pools[0].connections: `sharde` is not a choice here; did you mean `shared`?
 29: pools[0].batch: 65 is outside 1..64 (the kernel program measures at most 64 messages at once); use 64 or
     less
 31: pools[0].backends[0].address: `10.0.0.11:0` has port 0; write the port at which the backend listens, 1
@@ -358,7 +358,7 @@ REPORT = """\
 35: pools[0].health_check.rise: 0 is outside 1..100 (results in a row; more would take minutes to act on);
     use 1 or more
 36: pools[0].timeouts: is a list; write a mapping with the keys connect, idle, drain, half_message,
-    unacknowledged, queue
+    unacknowledged, queue, response, slow_client
 38: pools[1].name: is given twice, first at line 37; keep one of them
 39: pools[1].backends: has only weights of 0, so no message can be sent; give one backend a weight above 0
 40: pools[2].backends: is an empty list; write a list of backends with name and address
@@ -401,7 +401,7 @@ def test_all_mistakes_of_a_file_are_reported_at_once() -> None:
                 ),
                 (
                     "2: pools[0]: is `x`; write a mapping with the keys name, backends, balance, connections,"
-                    " batch, health_check, timeouts"
+                    " connections_per_backend, max_in_flight, batch, health_check, timeouts"
                 ),
             ],
         ),
@@ -777,6 +777,51 @@ def test_what_cannot_be_read_is_reported_at_line_1(tmp_path: Path) -> None:
 
 
 # --- any text ---------------------------------------------------------------------------------------------
+
+
+SHARED = """\
+protocols:
+  plain: {length: {offset: 0, width: 4}}
+  wide: {length: {offset: 0, width: 4}, id: {offset: 4, width: 3}}
+  ordered: {length: {offset: 0, width: 4}, id: {offset: 4, width: 4}, ordering: fifo}
+listeners:
+  - {name: a, address: 0.0.0.0:7001, protocol: dns, pool: p}
+  - {name: b, address: 0.0.0.0:7002, protocol: plain, pool: p}
+  - {name: c, address: 0.0.0.0:7003, protocol: wide, pool: p}
+  - {name: d, address: 0.0.0.0:7004, protocol: ordered, pool: p}
+  - {name: e, address: 0.0.0.0:7005, protocol: length-prefixed, pool: p}
+  - {name: f, address: 0.0.0.0:7006, protocol: dns, pool: p}
+  - {name: g, address: 0.0.0.0:7007, protocol: plain, pool: q}
+pools:
+  - name: p
+    connections: shared
+    connections_per_backend: 17
+    max_in_flight: 16385
+    backends: [{name: a, address: 10.0.0.1:1}, {name: b, address: 10.0.0.2:1}]
+  - name: q
+    connections_per_backend: 2
+    backends: [{name: a, address: 10.0.0.1:1}]
+"""
+
+SHARED_REPORT = """\
+7: listeners[1].protocol: `plain` has no id, but pool p shares connections; use a protocol with an id of 2, 4
+    or 8 bytes, or `connections: per_client`
+8: listeners[2].protocol: `wide` has an id of 3 bytes, but pool p shares connections; use a protocol with an
+    id of 2, 4 or 8 bytes, or `connections: per_client`
+9: listeners[3].protocol: `ordered` is `ordering: fifo`, but pool p shares connections; use `connections:
+    per_client`
+10: listeners[4].protocol: pool p shares connections, and speaks `dns` already; use another pool for each
+    protocol
+16: pools[0].connections_per_backend: makes 34 connections (of a pool at most 32); use fewer for each backend,
+    or several pools
+17: pools[0].max_in_flight: 16385 is outside 1..16384 (half of all 16-bit ids are in use then); use 16384 or
+    less
+20: pools[1].connections_per_backend: is for shared connections only; add `connections: shared`
+"""
+
+
+def test_what_cannot_share_connections() -> None:
+    assert refusals(SHARED) == re.sub(r"\n +", " ", SHARED_REPORT).splitlines()
 
 
 def check_any(text: str) -> None:
