@@ -187,6 +187,10 @@ class Backend:
             await connection.lost.wait()
 
     async def _shut_down(self) -> None:
+        # Those that are accepted are made first: after close() asyncio forgets them, with their descriptor.
+        self._loop.remove_reader(self._sock.fileno())
+        for _ in range(5):
+            await asyncio.sleep(0)
         self._server.close()
         await self._each(lambda connection: connection.transport.abort())
         await asyncio.sleep(0)
