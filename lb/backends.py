@@ -49,6 +49,7 @@ class Backend:
         self.config = backend
         self.index = index
         self.health = Health.UNKNOWN
+        self.serving = True  # set by who knows the whole pool (lb/server/weights.py)
         self.connections = 0
         self.connect_failures: Counter[str] = Counter()
         self.on_change: list[Callable[[Backend], None]] = []
@@ -69,8 +70,18 @@ class Backend:
         return self.config.weight
 
     @property
+    def priority(self) -> int:
+        """Its level."""
+        return self.config.priority
+
+    @property
+    def effective_weight(self) -> int:
+        """Its share of the messages right now."""
+        return self.weight if self.serving else 0
+
+    @property
     def usable(self) -> bool:
-        """Whether clients connect to it."""
+        """Whether it can be connected to, as far as is known. Clients do if it is :attr:`serving`."""
         return self.health is not Health.DOWN
 
     def connected(self) -> None:

@@ -1,7 +1,8 @@
-"""Which backends a client is connected to.
+"""Which backends take part, and which of them a client is connected to.
 
-The choice for each message is the verdict program's; here is what user space decides once per client: its
-subset of a pool that has more backends than a client can have upstreams.
+The choice for each message is the verdict program's; here is what user space decides: when a backend goes or
+comes, which levels of a pool serve; once per client, its subset of a pool that has more backends than a
+client can have upstreams.
 """
 
 import hashlib
@@ -20,6 +21,38 @@ class Weighted(Protocol):
     @property
     def weight(self) -> int:
         """Share of the messages, 0 for none."""
+
+
+class Levelled(Protocol):
+    """What levels are made of."""
+
+    @property
+    def weight(self) -> int:
+        """Share of the messages, 0 for none."""
+
+    @property
+    def priority(self) -> int:
+        """The level, 0 for the first."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is not known to be down."""
+
+
+def last_level(backends: Sequence[Levelled], threshold: int) -> int:
+    """The last level that serves; those before it do too, with what is left of them.
+
+    Level by level, until one has enough: something, and at least ``threshold`` percent of its weight, is not
+    known to be down. So 0 asks for the next level when a whole level is down, 100 when any of it is. When no
+    level has enough, all serve.
+    """
+    levels = sorted({backend.priority for backend in backends})
+    for level in levels:
+        members = [backend for backend in backends if backend.priority == level]
+        usable = sum(backend.weight for backend in members if backend.usable)
+        if usable and 100 * usable >= threshold * sum(backend.weight for backend in members):
+            return level
+    return levels[-1]
 
 
 W = TypeVar("W", bound=Weighted)

@@ -124,7 +124,7 @@ class _ServerCollector(Collector):
         for backend in self._all_backends():
             where = (backend.pool, backend.name)
             up.add_metric(where, backend.health is Health.UP)
-            weight.add_metric(where, backend.weight if backend.usable else 0)
+            weight.add_metric(where, backend.effective_weight)
             connections.add_metric(where, backend.connections)
             outstanding.add_metric(where, self._server.plane.outstanding(backend.index))
             for reason, count in backend.connect_failures.items():

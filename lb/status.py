@@ -42,6 +42,7 @@ class BackendStatus(TypedDict):
     address: str
     health: str
     weight: int
+    priority: int
     effective_weight: int
     connections: int
     outstanding: int
@@ -157,7 +158,8 @@ class Status:
             address=str(backend.config.address),
             health=backend.health.value,
             weight=backend.weight,
-            effective_weight=backend.weight if backend.usable else 0,
+            priority=backend.priority,
+            effective_weight=backend.effective_weight,
             connections=backend.connections,
             outstanding=self._server.plane.outstanding(backend.index),
             requests=sum(row.requests for row in rows),

@@ -90,12 +90,14 @@ class Backend:
     """A server that answers requests; weight 0 gives it no new ones.
 
     `max_outstanding`: the most requests of all clients that wait for its responses; None: any number.
+    `priority`: its level; those of higher numbers are reserves (:func:`lb.balance.last_level`).
     """
 
     name: str
     address: Address
     weight: int = 1
     max_outstanding: int | None = None
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,8 @@ class Pool:
 
     With shared connections, `connections_per_backend` of them carry the messages of all clients, and each has
     at most `max_in_flight` requests without a response.
+
+    `panic_threshold`: percent of a level's weight that must be up, or the next level serves too.
     """
 
     name: str
@@ -143,6 +147,7 @@ class Pool:
     batch: int = 64
     health_check: HealthCheck | None = None
     timeouts: Timeouts = Timeouts()
+    panic_threshold: int = 50
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,15 @@
 """The `pools` section: backends, and how messages spread over them."""
 
 from lb.config.model import Backend, Balance, Connections, HealthCheck, Pool, Timeouts
-from lb.config.scalars import choice, duration, integer, read_backend_address, read_duration, read_name
+from lb.config.scalars import (
+    choice,
+    duration,
+    integer,
+    percent,
+    read_backend_address,
+    read_duration,
+    read_name,
+)
 from lb.config.value import Value, refuse_duplicates
 
 _MAX_POOLS = 63  # the kernel's table has 64 places, and the self-test needs one
@@ -16,6 +24,8 @@ _read_weight = integer(0, 256, "0 takes no new messages; the kernel's turns are 
 _read_batch = integer(1, 64, "the kernel program measures at most 64 messages at once")
 _read_streak = integer(1, 100, "results in a row; more would take minutes to act on")
 _read_max_outstanding = integer(1, 1_000_000, "none at all is a weight of 0, more is no limit")
+_read_priority = integer(0, 255, "a level below another one; more of them than that nobody tells apart")
+_read_panic_threshold = percent("0 waits until a whole level is down, 100 until one of its backends is")
 # TCP sends a lost segment again after 200 ms or more, and by itself gives up after about 15 minutes.
 _read_unacknowledged = duration(0.5, 900.0, "less takes one lost segment for a dead peer, more is no limit")
 
@@ -53,6 +63,7 @@ class Pools:
             "batch",
             "health_check",
             "timeouts",
+            "panic_threshold",
         )
         if section is None:
             return None
@@ -75,9 +86,21 @@ class Pools:
                 f"makes {len(backends) * each} connections (of a pool at most {MAX_SHARED})",
                 "use fewer for each backend, or several pools",
             )
+        panic_threshold = section.optional("panic_threshold", _read_panic_threshold, 50)
         if name is None or backends is None:
             return None
-        return Pool(name, backends, balance, connections, each, in_flight, batch, health_check, timeouts)
+        return Pool(
+            name,
+            backends,
+            balance,
+            connections,
+            each,
+            in_flight,
+            batch,
+            health_check,
+            timeouts,
+            panic_threshold=panic_threshold,
+        )
 
     def _read_backends(self, value: Value) -> tuple[Backend, ...] | None:
         items = value.items("a list of backends with name and address")
@@ -99,14 +122,17 @@ class Pools:
 
 
 def _read_backend(value: Value) -> Backend | None:
-    section = value.section("name", "address", "weight", "max_outstanding")
+    section = value.section("name", "address", "weight", "max_outstanding", "priority")
     if section is None:
         return None
     name = section.required("name", read_name, "a")
     address = section.required("address", read_backend_address, "10.0.0.11:9000")
     weight = section.optional("weight", _read_weight, 1)
     max_outstanding = section.optional("max_outstanding", _read_max_outstanding, None)
-    return None if name is None or address is None else Backend(name, address, weight, max_outstanding)
+    priority = section.optional("priority", _read_priority, 0)
+    if name is None or address is None:
+        return None
+    return Backend(name, address, weight, max_outstanding, priority=priority)
 
 
 def _read_health_check(value: Value) -> HealthCheck | None:

@@ -22,6 +22,7 @@ _INTEGER = re.compile(r"[-+]?(?:0x[0-9A-Fa-f]{1,16}|0|[1-9][0-9]{0,19})")
 _NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,62}")
 _ADDRESS = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|(?P<v4>[^\[\]:]+)):(?P<port>[0-9]{1,5})")
 _HOST_NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9_.-]+")
+_PERCENT = re.compile(r"([0-9]{1,9})%?")
 _MAX_PORT = 65535
 _DAY = 86400.0
 _ADDRESS_EXAMPLE = 'an IP address and a port, such as 10.0.0.11:9000 or "[::1]:9000"'
@@ -69,6 +70,23 @@ def size(low: int, high: int, why: str) -> Reader[int]:
 def duration(low: float, high: float, why: str) -> Reader[float]:
     """Return a reader of durations in seconds within `low..high`."""
     return _quantity("a duration, such as 2s", parse_duration, low, high, format_duration, why)
+
+
+def percent(why: str) -> Reader[int]:
+    """Return a reader of whole percentages, `50` or `50%`."""
+
+    def read(value: Value) -> int | None:
+        wanted = "a percentage, such as 50%"
+        text = value.text(wanted)
+        if text is None:
+            return None
+        match = _PERCENT.fullmatch(text)
+        if match is None:
+            value.fail(f"{show(text)} is not a percentage", f"write {wanted}")
+            return None
+        return _within(value, int(match[1]), 0, 100, lambda number: f"{number}%", why)
+
+    return read
 
 
 def read_duration(value: Value) -> float | None:

@@ -35,7 +35,7 @@ class Admission:
     def start(self) -> None:
         """Starts to connect to the client's share of the backends that are not known to be down."""
         client = self._client
-        chosen = self._choose()
+        chosen = self.choose()
         if not chosen:
             client.refuse("no_backend")
             return
@@ -73,7 +73,7 @@ class Admission:
         """No attempt succeeded: once more in a moment, as long as messages may wait for a backend."""
         client = self._client
         waited = client.listening.services.loop.time() - self._since
-        if not self._choose() or waited >= client.listening.timeouts.queue:
+        if not self.choose() or waited >= client.listening.timeouts.queue:
             client.refuse("no_backend")
             return
         self.cancel()
@@ -105,12 +105,12 @@ class Admission:
         client = self._client
         client.splice()
         if client.state is State.SPLICED:
-            for backend in self._choose():
+            for backend in self.choose():
                 if backend not in client.upstreams:  # it failed, or came up, since the start
                     client.retry(backend)
 
-    def _choose(self) -> list[Backend]:
-        """The client's share of the backends that are not known to be down."""
+    def choose(self) -> list[Backend]:
+        """The client's share of the backends that serve."""
         client = self._client
-        usable = [backend for backend in client.listening.pool.backends if backend.usable]
-        return balance.subset(usable, client.number, abi.MAX_UPSTREAMS)
+        serving = [backend for backend in client.listening.pool.backends if backend.serving]
+        return balance.subset(serving, client.number, abi.MAX_UPSTREAMS)

@@ -82,7 +82,7 @@ class Bundle:
 
     def any_backend(self, number: int) -> Backend | None:
         """One that can be connected to, others for other numbers."""
-        usable = [backend for backend in self._pool.backends if backend.usable and backend.weight]
+        usable = [backend for backend in self._pool.backends if backend.effective_weight]
         return usable[number % len(usable)] if usable else None
 
     # Upstreams come and go
@@ -100,7 +100,7 @@ class Bundle:
 
     def _connect(self, place: int) -> None:
         backend = self._places[place]
-        if self._closing or place in self.upstreams or not backend.usable:
+        if self._closing or place in self.upstreams or not backend.serving:
             return
         try:
             ref = self.services.plane.reserve()

@@ -269,7 +269,7 @@ class Client:
         if (
             self.bundle is not None
             or not self.wants_upstreams
-            or not backend.usable
+            or not backend.serving
             or backend in self.upstreams
             or len(self.upstreams) >= abi.MAX_UPSTREAMS
         ):
@@ -279,11 +279,19 @@ class Client:
             upstream.connect()
             self.later(self.listening.timeouts.connect, upstream.give_up)
 
+    def complete(self) -> None:
+        """Connects to those of the client's share of the pool that it has no upstream to."""
+        for backend in self._admission.choose():
+            self.add_backend(backend)
+
     def upstream_connected(self, upstream: Upstream) -> None:
         """An attempt to connect succeeded."""
         if self.state is State.ADMITTED:
             self._admission.connected()
         elif not self.wants_upstreams:
+            upstream.close()
+        elif not upstream.backend.serving:  # its level is not needed any more
+            self.forget(upstream)
             upstream.close()
         elif upstream.splice():
             self._attempts.pop(upstream.backend, None)

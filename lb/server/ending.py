@@ -131,15 +131,16 @@ def abandon(client: "Client") -> None:
             upstream.close()
         else:
             upstream.leave_route()
-            client.run("abandoned upstream", _finish_abandoned(upstream))
+            client.run("abandoned upstream", finish_alone(upstream))
 
 
-async def _finish_abandoned(upstream: Upstream) -> None:
+async def finish_alone(upstream: Upstream) -> None:
+    """Ends an upstream that its client has nothing to do with any more, in good order if that can be."""
     try:
         async with patience(upstream.owner.timeouts.drain, upstream.progress):
             await upstream.finish()
     except TimeoutError:
-        _log.info("%s: closed: not drained in time after its client had left", upstream)
+        _log.info("%s: closed: not drained in time", upstream)
     finally:
         upstream.close("drain_timeout", reset=True)
 

@@ -7,7 +7,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
 from lb import abi, config
-from lb.backends import Backend, Health
+from lb.backends import Backend
 from lb.dataplane import DataPlane, Policy, Traffic
 from lb.health import Monitor
 from lb.server.bundle import Bundle, bundles
@@ -20,6 +20,7 @@ from lb.server.poller import Poller
 from lb.server.poster import Poster
 from lb.server.quiescence import Quiescence
 from lb.server.waiting import until
+from lb.server.weights import Weights
 
 _log = logging.getLogger(__name__)
 
@@ -30,8 +31,8 @@ _BALANCE = {
 }
 # Without health_check, one success brings a backend back and three failures in a row take it out.
 _PASSIVE = config.HealthCheck(rise=1, fall=3)
-# New upstreams to a backend that came back, before the loop does something else.
-_WELCOME_BATCH = 64
+# Clients looked at, before the loop does something else.
+_SWEEP_BATCH = 64
 
 
 class Server:
@@ -202,25 +203,9 @@ class Server:
             index = self.plane.publish_backend(configured.weight)
             self.plane.set_max_outstanding(index, configured.max_outstanding)
             backend = Backend(settings.name, configured, settings.health_check or _PASSIVE, index)
-            backend.on_change.append(lambda changed: self._backend_changed(pool, changed, services))
             pool.backends.append(backend)
+        Weights(pool, services)
         return pool
-
-    def _backend_changed(self, pool: Pool, backend: Backend, services: Services) -> None:
-        self.plane.set_weight(backend.index, backend.weight if backend.usable else 0)
-        if backend.health is Health.UP:
-            services.spawn(f"welcome {backend}", self._welcome(pool, backend))
-
-    async def _welcome(self, pool: Pool, backend: Backend) -> None:
-        """Gives the clients that were there before an upstream to a backend that came back."""
-        if pool.bundle is not None:
-            pool.bundle.add_backend(backend)
-            return
-        for count, client in enumerate(list(pool.clients), 1):
-            with client.guard:
-                client.add_backend(backend)
-            if count % _WELCOME_BATCH == 0:
-                await asyncio.sleep(0)
 
     async def _sweep(self, listening: Listening) -> None:
         """Closes clients that sent nothing for the idle timeout, give or take a quarter of it."""
@@ -235,5 +220,5 @@ class Server:
                 elif loop.time() - since >= idle:
                     with client.guard:
                         client.shut_down()
-                if count % _WELCOME_BATCH == 0:
+                if count % _SWEEP_BATCH == 0:
                     await asyncio.sleep(0)

@@ -128,7 +128,7 @@ class Upstream:
     @property
     def serves(self) -> bool:
         """Whether it is among those that new messages may go to, with or without room."""
-        return self._routed and self.backend.usable
+        return self._routed and self.backend.serving
 
     @property
     def has_room(self) -> bool:

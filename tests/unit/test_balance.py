@@ -1,7 +1,9 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from lb.balance import subset
+import pytest
+
+from lb.balance import last_level, subset
 
 
 @dataclass(frozen=True)
@@ -43,3 +45,40 @@ def test_subsets_follow_weights_over_many_clients() -> None:
     # Twice as often, but for what it takes away that nobody is chosen twice by one client.
     heavy, light = chosen[2] / 20, chosen[1] / 80
     assert 1.8 < heavy / light < 2.1
+
+
+@dataclass(frozen=True)
+class Member:
+    priority: int
+    usable: bool = True
+    weight: int = 1
+
+
+def up(level: int, count: int, *, of: int) -> list[Member]:
+    return [Member(level, number < count) for number in range(of)]
+
+
+@pytest.mark.parametrize(
+    ("pool", "threshold", "last"),
+    [
+        (up(0, 3, of=3), 50, 0),
+        (up(0, 0, of=3), 50, 0),  # there is no other
+        (up(0, 4, of=4) + up(1, 2, of=2), 50, 0),
+        (up(0, 2, of=4) + up(1, 2, of=2), 50, 0),  # exactly the threshold is enough
+        (up(0, 1, of=4) + up(1, 2, of=2), 50, 1),
+        (up(0, 0, of=4) + up(1, 2, of=2), 50, 1),
+        (up(0, 1, of=4) + up(1, 1, of=4) + up(2, 1, of=1), 50, 2),  # each level is looked at for itself
+        (up(0, 1, of=4) + up(1, 2, of=4) + up(2, 1, of=1), 50, 1),
+        (up(0, 0, of=1) + up(5, 1, of=1), 50, 5),  # numbers may be left out
+        (up(2, 1, of=1) + up(0, 1, of=1), 50, 0),  # their order is not that of the file
+        (up(0, 1, of=4) + up(1, 1, of=1), 0, 0),  # 0: only when all are down
+        (up(0, 0, of=4) + up(1, 1, of=1), 0, 1),
+        (up(0, 4, of=4) + up(1, 1, of=1), 100, 0),  # 100: as soon as one is
+        (up(0, 3, of=4) + up(1, 1, of=1), 100, 1),
+        ([Member(0, weight=9), Member(0, usable=False), Member(1)], 90, 0),  # it is weight that counts
+        ([Member(0, weight=9), Member(0, usable=False), Member(1)], 91, 1),
+        ([Member(0, weight=0), Member(1)], 0, 1),  # one without weight serves nobody
+    ],
+)
+def test_levels(pool: list[Member], threshold: int, last: int) -> None:
+    assert last_level(pool, threshold) == last

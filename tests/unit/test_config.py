@@ -55,7 +55,9 @@ pools:
     batch: 32
     backends:
       - {name: a, address: 10.0.0.11:9000, weight: 2, max_outstanding: 64}
-      - {name: b, address: 10.0.0.12:9000}
+      - {name: b, address: 10.0.0.12:9000, priority: 3}
+    panic_threshold: 70%
+    slow_start: 30s
     health_check: {interval: 3s, timeout: 1500ms, rise: 3, fall: 4}
     timeouts: {connect: 1s, idle: 20m, drain: 1h, half_message: 250ms, unacknowledged: 5s, queue: 3s}
 """
@@ -131,8 +133,10 @@ def test_every_key_has_its_meaning() -> None:
                 name="workers",
                 backends=(
                     Backend("a", at("10.0.0.11", 9000), weight=2, max_outstanding=64),
-                    Backend("b", at("10.0.0.12", 9000), weight=1, max_outstanding=None),
+                    Backend("b", at("10.0.0.12", 9000), weight=1, max_outstanding=None, priority=3),
                 ),
+                panic_threshold=70,
+                slow_start=30.0,
                 balance=Balance.LEAST_OUTSTANDING,
                 connections=Connections.PER_CLIENT,
                 batch=32,
@@ -161,11 +165,13 @@ def test_names_and_addresses_are_enough() -> None:
         pools=(
             Pool(
                 name="workers",
-                backends=(Backend("a", at("::1", 9000), weight=1, max_outstanding=None),),
+                backends=(Backend("a", at("::1", 9000), weight=1, max_outstanding=None, priority=0),),
                 balance=Balance.LEAST_OUTSTANDING,
                 connections=Connections.PER_CLIENT,
                 batch=64,
                 health_check=None,
+                panic_threshold=50,
+                slow_start=0.0,
                 timeouts=Timeouts(
                     connect=2.0, idle=600.0, drain=30.0, half_message=10.0, unacknowledged=60.0, queue=5.0
                 ),
@@ -401,7 +407,8 @@ def test_all_mistakes_of_a_file_are_reported_at_once() -> None:
                 ),
                 (
                     "2: pools[0]: is `x`; write a mapping with the keys name, backends, balance, connections,"
-                    " connections_per_backend, max_in_flight, batch, health_check, timeouts"
+                    " connections_per_backend, max_in_flight, batch, health_check, timeouts, panic_threshold,"
+                    " slow_start"
                 ),
             ],
         ),
@@ -535,6 +542,7 @@ def test_what_is_no_whole_number_is_refused(number: str) -> None:
         ("health_check: {fall", ("1", "-1"), ("100", "101")),
         ("health_check: {interval", ("10ms", "9ms"), ("24h", "25h")),
         ("health_check: {timeout", ("10ms", "9ms"), ("24h", "25h")),
+        ("slow_start", ("100ms", "99ms"), ("1h", "61m")),
         ("timeouts: {connect", ("10ms", "9ms"), ("24h", "25h")),
         ("timeouts: {idle", ("10ms", "9ms"), ("24h", "25h")),
         ("timeouts: {drain", ("10ms", "9ms"), ("24h", "25h")),
@@ -572,6 +580,7 @@ def test_a_weight_is_within_0_to_256() -> None:
         ("name: rpc,", 2, "listeners[0].limits.max_clients_per_address", ("1", "0"), ("1048576", "1048577")),
         ("name: rpc,", 2, "listeners[0].limits.idle", ("10ms", "9ms"), ("24h", "25h")),
         ("name: a,", 5, "pools[0].backends[0].max_outstanding", ("1", "0"), ("1000000", "1000001")),
+        ("name: a,", 5, "pools[0].backends[0].priority", ("0", "-1"), ("255", "256")),
     ],
 )
 def test_limits_of_listeners_and_backends_are_where_they_are_said_to_be(
@@ -605,6 +614,30 @@ def test_a_mistake_in_the_limits_is_reported_where_it_stands(limits: str, expect
     text = MINIMAL.replace("name: rpc,", f"name: rpc, limits: {limits},")
 
     assert refusal(text) == f"2: listeners[0].limits{expected}"
+
+
+@pytest.mark.parametrize(("text", "percent"), [("0", 0), ("35", 35), ("35%", 35), ("100%", 100)])
+def test_a_percentage_may_have_its_sign(text: str, percent: int) -> None:
+    assert parse(f"{MINIMAL}    panic_threshold: {text}\n", "").pools[0].panic_threshold == percent
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "101",
+            "101% is outside 0%..100% (0 waits until a whole level is down, 100 until one",
+        ),
+        ("half", "`half` is not a percentage; write a percentage, such as 50%"),
+        ("-1", "`-1` is not a percentage;"),
+        ("0.5", "`0.5` is not a percentage;"),
+        ("[50]", "is a list; write a percentage, such as 50%"),
+    ],
+)
+def test_what_is_no_percentage_is_refused(text: str, expected: str) -> None:
+    line = refusal(f"{MINIMAL}    panic_threshold: {text}\n")
+
+    assert line.startswith(f"6: pools[0].panic_threshold: {expected}")
 
 
 def many(pools: int, backends: int, listeners: int) -> str:
