@@ -25,6 +25,7 @@ enum lb_limit {
 	LB_MARKS = 32, /* requests of one upstream that are timed at once */
 	LB_BUCKETS = 128, /* of a duration histogram: 4 for each power of two */
 	LB_STRIDE = 1 << 20, /* virtual time of one message at weight 1 */
+	LB_WEIGHT = 1 << 8, /* weight 1: a backend that starts slowly has a part of it */
 	LB_MAX_LENGTH = 0x7fffffff, /* a length field above this is an error in any framing */
 	LB_MAX_HEAD = 288, /* of a request, kept for an error reply: a DNS header and question */
 };
@@ -116,8 +117,8 @@ struct lb_pool {
 
 /* User space writes the first line, any program the second. */
 struct lb_backend {
-	__u32 weight; /* 0: no new messages */
-	__u32 stride; /* LB_STRIDE / weight */
+	__u32 weight; /* in LB_WEIGHT-ths; 0: no new messages */
+	__u32 stride; /* LB_STRIDE * LB_WEIGHT / weight */
 	__u64 written_off; /* requests whose response can no longer come */
 	__u64 max_outstanding; /* requests; 0: no limit */
 	__u64 pad0[5];

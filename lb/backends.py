@@ -49,7 +49,9 @@ class Backend:
         self.config = backend
         self.index = index
         self.health = Health.UNKNOWN
-        self.serving = True  # set by who knows the whole pool (lb/server/weights.py)
+        # Both are set by who knows the whole pool (lb/server/weights.py).
+        self.serving = True
+        self.warmth: float = 1  # below 1 while it starts slowly
         self.connections = 0
         self.connect_failures: Counter[str] = Counter()
         self.on_change: list[Callable[[Backend], None]] = []
@@ -75,9 +77,9 @@ class Backend:
         return self.config.priority
 
     @property
-    def effective_weight(self) -> int:
+    def effective_weight(self) -> float:
         """Its share of the messages right now."""
-        return self.weight if self.serving else 0
+        return round(self.weight * self.warmth, 3) if self.serving else 0
 
     @property
     def usable(self) -> bool:

@@ -55,6 +55,23 @@ def last_level(backends: Sequence[Levelled], threshold: int) -> int:
     return levels[-1]
 
 
+RAMP_STEPS = 40
+_COLDEST = 0.05
+
+
+def warmth(elapsed: float, slow_start: float) -> float:
+    """The part of its weight that a backend has so many seconds after it came (back) up.
+
+    Grows linearly over ``slow_start`` seconds, in :data:`RAMP_STEPS` steps, from 1/20 (it needs some messages
+    to warm up by) to 1.
+    """
+    # Rounded: a timer may be a moment early, and a product of floats is.
+    step = int(RAMP_STEPS * elapsed / slow_start + 1e-6) if slow_start else RAMP_STEPS
+    if step >= RAMP_STEPS:
+        return 1
+    return _COLDEST + (1 - _COLDEST) * step / RAMP_STEPS
+
+
 W = TypeVar("W", bound=Weighted)
 
 

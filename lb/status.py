@@ -43,7 +43,7 @@ class BackendStatus(TypedDict):
     health: str
     weight: int
     priority: int
-    effective_weight: int
+    effective_weight: float
     connections: int
     outstanding: int
     requests: int

@@ -136,6 +136,7 @@ class Pool:
     at most `max_in_flight` requests without a response.
 
     `panic_threshold`: percent of a level's weight that must be up, or the next level serves too.
+    `slow_start`: seconds in which a backend that comes (back) up gets to its weight; 0: at once.
     """
 
     name: str
@@ -148,6 +149,7 @@ class Pool:
     health_check: HealthCheck | None = None
     timeouts: Timeouts = Timeouts()
     panic_threshold: int = 50
+    slow_start: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

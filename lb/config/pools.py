@@ -26,6 +26,7 @@ _read_streak = integer(1, 100, "results in a row; more would take minutes to act
 _read_max_outstanding = integer(1, 1_000_000, "none at all is a weight of 0, more is no limit")
 _read_priority = integer(0, 255, "a level below another one; more of them than that nobody tells apart")
 _read_panic_threshold = percent("0 waits until a whole level is down, 100 until one of its backends is")
+_read_slow_start = duration(0.1, 3600.0, "less is over before a message is, more is a lower weight")
 # TCP sends a lost segment again after 200 ms or more, and by itself gives up after about 15 minutes.
 _read_unacknowledged = duration(0.5, 900.0, "less takes one lost segment for a dead peer, more is no limit")
 
@@ -64,6 +65,7 @@ class Pools:
             "health_check",
             "timeouts",
             "panic_threshold",
+            "slow_start",
         )
         if section is None:
             return None
@@ -87,6 +89,7 @@ class Pools:
                 "use fewer for each backend, or several pools",
             )
         panic_threshold = section.optional("panic_threshold", _read_panic_threshold, 50)
+        slow_start = section.optional("slow_start", _read_slow_start, 0.0)
         if name is None or backends is None:
             return None
         return Pool(
@@ -100,6 +103,7 @@ class Pools:
             health_check,
             timeouts,
             panic_threshold=panic_threshold,
+            slow_start=slow_start,
         )
 
     def _read_backends(self, value: Value) -> tuple[Backend, ...] | None:

@@ -148,7 +148,7 @@ class DataPlane:
             raise RuntimeError(f"the maps were loaded for {len(self._flights)} requests on shared upstreams")
         return FlightTable(self._flights, first, size)
 
-    def publish_backend(self, weight: int) -> int:
+    def publish_backend(self, weight: float) -> int:
         """Makes a backend known to the programs; returns its index."""
         index = self._next("backends", len(self._backends))
         self.set_weight(index, weight)
@@ -158,11 +158,12 @@ class DataPlane:
         """Limits the requests that may be outstanding on a backend; None: no limit."""
         self._backends[backend].max_outstanding = requests or 0
 
-    def set_weight(self, backend: int, weight: int) -> None:
-        """Changes a backend's share of new messages; 0: none."""
+    def set_weight(self, backend: int, weight: float) -> None:
+        """Changes a backend's share of new messages; 0: none. Kept in 1/256, and never rounded to 0."""
         entry = self._backends[backend]
-        entry.stride = abi.STRIDE // weight if weight else 0
-        entry.weight = weight
+        parts = max(1, round(weight * abi.WEIGHT)) if weight else 0
+        entry.stride = abi.STRIDE * abi.WEIGHT // parts if parts else 0
+        entry.weight = parts
 
     def accepts(self, backend: int, *, bound: bool = False) -> bool:
         """Whether the verdict would choose a backend: it has a weight, and is below its limit.

@@ -4,10 +4,15 @@ A change of one backend can concern all: when too little of a level is up, the n
 (:func:`lb.balance.last_level`). Clients are connected to the backends that serve, and to no others. One that
 joins is added to the clients that are there; one whose level is not needed any more gets no new messages at
 once, answers what is outstanding, and then its connections end (:mod:`lb.server.dismissal`).
+
+With ``slow_start`` a backend that was down gets its weight step by step (:func:`lb.balance.warmth`), by a
+timer that runs until it has all of it, or is down again. What is up when the process starts has it at once.
 """
 
 import asyncio
 import logging
+from collections.abc import Callable
+from typing import Protocol
 
 from lb import balance
 from lb.backends import Backend, Health
@@ -20,6 +25,58 @@ _log = logging.getLogger(__name__)
 _BATCH = 64
 
 
+class Clock(Protocol):
+    """Of an event loop, what ramps need."""
+
+    def time(self) -> float:
+        """Seconds."""
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> "Timer":
+        """Calls back after so many seconds."""
+
+
+class Timer(Protocol):
+    """A call to come."""
+
+    def cancel(self) -> None:
+        """It does not come."""
+
+
+class Ramps:
+    """The backends of a pool that start slowly."""
+
+    def __init__(self, clock: Clock, slow_start: float, publish: Callable[[Backend], None]) -> None:
+        self._clock = clock
+        self._slow_start = slow_start
+        self._publish = publish
+        self._timers: dict[Backend, Timer] = {}
+
+    def start(self, backend: Backend) -> None:
+        """A backend is up that was down. Publishing its first weight is the caller's."""
+        if self._slow_start:
+            self._step(backend, self._clock.time())
+
+    def stop(self, backend: Backend) -> None:
+        """A backend is down."""
+        timer = self._timers.pop(backend, None)
+        if timer is not None:
+            timer.cancel()
+        backend.warmth = 1
+
+    def _step(self, backend: Backend, since: float) -> None:
+        elapsed = self._clock.time() - since
+        backend.warmth = balance.warmth(elapsed, self._slow_start)
+        if backend.warmth < 1:
+            pause = self._slow_start / balance.RAMP_STEPS
+            self._timers[backend] = self._clock.call_later(pause, lambda: self._go_on(backend, since))
+        else:
+            self._timers.pop(backend, None)
+
+    def _go_on(self, backend: Backend, since: float) -> None:
+        self._step(backend, since)
+        self._publish(backend)
+
+
 class Weights:
     """Keeps the weights of one pool up to date."""
 
@@ -27,12 +84,20 @@ class Weights:
         self._pool = pool
         self._services = services
         self._last = 0
+        self._down: set[Backend] = set()
+        self._ramps = Ramps(services.loop, pool.config.slow_start, self._publish)
         for backend in pool.backends:
             backend.on_change.append(self._changed)
         self._settle()
 
     def _changed(self, backend: Backend) -> None:
         before = {backend for backend in self._pool.backends if backend.serving}
+        if backend.health is Health.DOWN:
+            self._down.add(backend)
+            self._ramps.stop(backend)
+        elif backend in self._down:
+            self._down.remove(backend)
+            self._ramps.start(backend)
         self._settle()
         for other in self._pool.backends:
             if other.serving and (other not in before or (other is backend and other.health is Health.UP)):

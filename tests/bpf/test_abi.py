@@ -113,6 +113,7 @@ def test_the_limits_are_those_of_the_header() -> None:
         "MARKS": abi.MARKS,
         "BUCKETS": abi.BUCKETS,
         "STRIDE": abi.STRIDE,
+        "WEIGHT": abi.WEIGHT,
         "MAX_LENGTH": framing.MAX_LENGTH,
         "MAX_HEAD": abi.MAX_HEAD,
     }

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from lb.balance import last_level, subset
+from lb.balance import RAMP_STEPS, last_level, subset, warmth
 
 
 @dataclass(frozen=True)
@@ -82,3 +82,12 @@ def up(level: int, count: int, *, of: int) -> list[Member]:
 )
 def test_levels(pool: list[Member], threshold: int, last: int) -> None:
     assert last_level(pool, threshold) == last
+
+
+def test_a_backend_warms_up_linearly() -> None:
+    seen = [warmth(10 * step / RAMP_STEPS, 10) for step in range(RAMP_STEPS + 3)]
+
+    assert seen == pytest.approx([min(1, 0.05 + 0.95 * step / RAMP_STEPS) for step in range(RAMP_STEPS + 3)])
+    assert seen[RAMP_STEPS] == 1
+    assert warmth(9.999, 10) < 1
+    assert warmth(0, 0) == 1, "it is switched off"
