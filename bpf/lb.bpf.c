@@ -86,15 +86,20 @@ static __always_inline bool lb_client_full(__u32 number, __u32 generation)
 
 /* The same, of the client that waits for what stands at offset on a shared upstream. */
 static __always_inline bool lb_asker_full(struct __sk_buff *skb, struct lb_slot *upstream,
-					  const struct lb_framing *framing, __u32 offset,
-					  __u32 available)
+					  struct lb_framing *framing, __u32 offset, __u32 available)
 {
 	__u32 size = ((framing->window - 1) & 63) + 1;
+	struct lb_exchange x = {
+		.skb = skb,
+		.framing = framing,
+		.window = upstream->window,
+		.offset = offset,
+	};
 	struct lb_flight *flight;
 
-	if (available < size || lb_load(skb, offset, upstream->window, size))
+	if (available < size || lb_load(skb, offset, upstream->window, size) || lb_find_id(&x, 0))
 		return false;
-	flight = lb_flight_of(upstream, lb_get(upstream->window, &framing->id));
+	flight = lb_flight_of(upstream, x.id);
 	if (!flight)
 		return false;
 	upstream->target = flight->client;
@@ -139,6 +144,7 @@ static __always_inline int lb_take(struct __sk_buff *skb, struct lb_slot *source
 			.messages = lb_unknown(0),
 			.expecting = lb_unknown(0),
 			.answers = lb_unknown(0),
+			.open = lb_unknown(0),
 		},
 	};
 	struct lb_choice choice = {};
@@ -179,11 +185,13 @@ static __always_inline int lb_take(struct __sk_buff *skb, struct lb_slot *source
 	source->batched = batch.messages;
 	source->expecting = batch.expecting;
 	source->answers = batch.answers;
+	source->opening = batch.open;
 	source->id = batch.id;
 	source->target_generation = 0;
 	if (measuring.from_client && choice.done && batch.length > 0 && !source->started) {
 		source->target = choice.slot;
 		source->target_generation = choice.generation;
+		source->open = batch.open;
 		lb_charge_requests(&choice, source, framing, batch.messages, batch.expecting);
 	} else {
 		lb_unreserve(&choice, 0);
@@ -238,6 +246,7 @@ static __always_inline void lb_finish_request(struct __sk_buff *skb, struct lb_s
 		return;
 	client->target = choice.slot;
 	client->target_generation = choice.generation;
+	client->open = client->opening;
 	if (lb_by_id(framing) && client->expecting && !choice.shared) {
 		measuring.slot = choice.slot;
 		measuring.generation = choice.generation;
@@ -259,7 +268,7 @@ static __always_inline void lb_finish_response(struct __sk_buff *skb, struct lb_
 		.now = lb_now(),
 	};
 
-	if (!lb_by_id(framing) || !upstream->expecting)
+	if (!lb_by_id(framing) || !upstream->expecting || upstream->opening)
 		return;
 	upstream->answers = lb_awaited(&measuring, upstream->id);
 	if (!upstream->answers && !(framing->flags & LB_MANY_RESPONSES))
@@ -319,8 +328,10 @@ static __always_inline int lb_response(struct __sk_buff *skb, struct lb_slot *up
 	struct lb_traffic *traffic;
 	struct lb_slot *client;
 	struct lb_room room;
+	bool awaited;
 
-	if (!backend || !upstream->expecting || (framing->flags & LB_FIFO && !outstanding)) {
+	awaited = !(framing->flags & LB_FIFO) || framing->flags & LB_ANY_RESPONSES || outstanding;
+	if (!backend || !upstream->expecting || !awaited) {
 		lb_count(LB_DROPPED_UNSOLICITED, upstream->batched);
 		return SK_DROP;
 	}

@@ -67,6 +67,9 @@ enum lb_framing_flag {
 	LB_FIFO = 1 << 4,
 	LB_MANY_RESPONSES = 1 << 5, /* a request may get several */
 	LB_KEEP_HEADS = 1 << 6, /* of requests, for error replies */
+	LB_ID_AFTER = 1 << 7, /* the id stands behind a counted string */
+	LB_NO_RESPONSE_SET = 1 << 8, /* no_response is looked up in a set, not compared */
+	LB_ANY_RESPONSES = 1 << 9, /* even a quiet request may get some */
 };
 
 /* Index of lb_counters, in messages (the pauses: in pauses); everything but a redirect has one. */
@@ -103,11 +106,16 @@ struct lb_framing {
 	__u32 min_message;
 	__u32 max_message;
 	__s64 adjust; /* whole message = length field + adjust */
+	__u32 id_width; /* bytes */
+	__u32 pad;
 	struct lb_field length;
-	struct lb_field id;
+	struct lb_field id; /* its offset with LB_ID_AFTER: where it stands behind an empty string */
+	struct lb_field response_id; /* of a backend's messages: differs in its offset at most */
+	struct lb_field id_after; /* LB_ID_AFTER: the length of the string, which follows it */
 	struct lb_field response; /* matches: the message is a response */
 	struct lb_field no_response; /* matches: the request gets no response */
 	struct lb_field magic; /* must match */
+	__u64 no_response_set[4]; /* LB_NO_RESPONSE_SET: a bit for each value of the byte */
 };
 
 struct lb_pool {
@@ -173,8 +181,10 @@ struct lb_slot {
 	__u32 answers; /* from parser to verdict: responses that were awaited */
 	struct lb_post post; /* post channel: of the message to come, length 0: a header comes */
 	__u8 window[64]; /* scratch: the start of the message being measured */
+	__u32 open; /* client: its last request was quiet and may be answered all the same */
+	__u32 opening; /* from parser to verdict: so is the last message of what was measured */
 	__u32 late; /* shared upstream, within the verdict: responses to what was given up */
-	__u32 pad2[13];
+	__u32 pad2[11];
 
 	/* the slot as a destination: any program */
 	__u64 redirected_bytes;
@@ -277,7 +287,7 @@ struct lb_turns {
 };
 
 _Static_assert(sizeof(struct lb_field) == 32, "lb_field");
-_Static_assert(sizeof(struct lb_framing) == 24 + 5 * 32, "lb_framing");
+_Static_assert(sizeof(struct lb_framing) == 32 + 8 * 32, "lb_framing");
 _Static_assert(sizeof(struct lb_backend) == 128, "lb_backend");
 _Static_assert(sizeof(struct lb_slot) == 64 + 192 + 128, "lb_slot");
 _Static_assert(__builtin_offsetof(struct lb_slot, consumed_bytes) == 64, "own line");

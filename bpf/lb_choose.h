@@ -108,7 +108,7 @@ struct lb_choosing {
 	struct lb_choice *choice;
 	__u32 number; /* of the client's slot */
 	__u32 begun;
-	__u32 fifo;
+	__u32 bound; /* to the upstream that it used last */
 	__u32 excluded; /* a bit for each upstream that was tried */
 	__u32 anyhow; /* one without room will do */
 	__s32 obstacle;
@@ -120,8 +120,7 @@ static long lb_choose_step(__u32 __attribute__((unused)) i, void *context)
 	struct lb_slot *client = c->client;
 	int picked, problem;
 
-	/* Answers keep their order only while one upstream gives them all. */
-	if (c->fifo && client->sent != client->answered + client->written_off)
+	if (c->bound)
 		picked = c->excluded ? -1 : (int)client->chosen;
 	else
 		picked = lb_pick(c->number, c->excluded);
@@ -143,6 +142,18 @@ static long lb_choose_step(__u32 __attribute__((unused)) i, void *context)
 	client->chosen = picked;
 	c->choice->done = 1;
 	return 1;
+}
+
+/*
+ * Whether the client has to stay with its upstream: its answers keep their order only
+ * while one upstream gives them all. A quiet request that may be answered all the same is
+ * not outstanding, for nobody knows whether its answer will come; but until the answer to
+ * a later request shows that none will, it has the same effect.
+ */
+static __always_inline bool lb_bound(const struct lb_slot *client, const struct lb_framing *framing)
+{
+	return framing->flags & LB_FIFO &&
+	       (client->open || client->sent != client->answered + client->written_off);
 }
 
 /*
@@ -171,9 +182,14 @@ __noinline int lb_choose(__u32 number, __u32 begun, struct lb_choice *choice)
 	framing = bpf_map_lookup_elem(&lb_framings, &key);
 	if (!framing)
 		return LB_PAUSED_NO_UPSTREAM;
-	choosing.fifo = framing->flags & LB_FIFO;
+	choosing.bound = lb_bound(choosing.client, framing);
 	bpf_loop(2 * LB_MAX_UPSTREAMS, lb_choose_step, &choosing, 0);
-	return choice->done ? LB_RUNNING : choosing.obstacle;
+	if (choice->done)
+		return LB_RUNNING;
+	/* When its upstream is gone nothing more comes from it: the next attempt is free. */
+	if (choosing.obstacle == LB_PAUSED_NO_UPSTREAM)
+		choosing.client->open = 0;
+	return choosing.obstacle;
 }
 
 /* Gives back what was reserved on a shared upstream and not used. */

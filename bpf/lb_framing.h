@@ -50,6 +50,8 @@ struct lb_batch {
 	__u32 messages;
 	__u32 expecting; /* messages that get a response or are one */
 	__u32 answers; /* responses that were awaited */
+	__u32 open; /* the last message is a quiet request that may be answered, or such an answer */
+	__u32 pad;
 	__u64 id; /* of the last message */
 };
 
@@ -88,9 +90,9 @@ static __always_inline __u64 lb_word(const __u8 *at)
 #endif
 }
 
-static __always_inline __u64 lb_get(const __u8 *window, const struct lb_field *field)
+/* The field that raw starts with; what raw has behind it does not matter. */
+static __always_inline __u64 lb_decode(__u64 raw, const struct lb_field *field)
 {
-	__u64 raw = lb_word(window + (field->offset & 63));
 	__u32 shift = field->shift & 63;
 
 	/* The word is little-endian on every machine that this is built for. */
@@ -99,6 +101,11 @@ static __always_inline __u64 lb_get(const __u8 *window, const struct lb_field *f
 	else
 		raw = __builtin_bswap64(raw) >> shift;
 	return raw & field->mask;
+}
+
+static __always_inline __u64 lb_get(const __u8 *window, const struct lb_field *field)
+{
+	return lb_decode(lb_word(window + (field->offset & 63)), field);
 }
 
 static __always_inline int lb_matches(const __u8 *window, const struct lb_field *field)
@@ -112,11 +119,54 @@ static __always_inline int lb_by_id(const struct lb_framing *framing)
 	return framing->flags & LB_HAS_ID;
 }
 
+/*
+ * Where the id of the message that starts with window stands, counted from the start
+ * of the message; < 0: nowhere in a message of any length. That it lies within this
+ * message is certain only of one that lb_measure() has measured. It has
+ * framing->id_width bytes, and with LB_ID_AFTER it may lie outside of the window.
+ */
+static __always_inline __s32 lb_id_offset(const struct lb_framing *framing, const __u8 *window,
+					  __u32 from_client)
+{
+	__u64 count;
+
+	if (!(framing->flags & LB_HAS_ID))
+		return -1;
+	if (!(framing->flags & LB_ID_AFTER))
+		return from_client ? framing->id.offset : framing->response_id.offset;
+	count = lb_get(window, &framing->id_after);
+	if (count > LB_MAX_LENGTH || count + framing->id.offset > LB_MAX_LENGTH)
+		return -1;
+	return framing->id.offset + count;
+}
+
+/*
+ * What a step asks of a message. In BPF these are functions that the verifier looks at
+ * once, by themselves: in the midst of the loop each of their branches would multiply
+ * what it has to follow there.
+ */
+#ifdef __bpf__
+#define LB_APART __attribute__((noinline))
+#else
+#define LB_APART static
+#endif
+
+/* A window as far as a field may be read, which is eight bytes from any offset. */
+struct lb_window {
+	__u8 bytes[72];
+};
+
+/* What lb_look() says beside the length, which has 31 bits. */
+enum lb_seen {
+	LB_EXPECTING = 32, /* bit: gets a response or is one */
+	LB_QUIET = 33, /* bit: a quiet request that may be answered, or such an answer */
+};
+
 /* Length of the message that starts with window, or enum lb_malformed. */
 static __always_inline __s64 lb_length(const struct lb_framing *framing, const __u8 *window)
 {
+	__s64 length, at;
 	__u64 field;
-	__s64 length;
 
 	if (framing->flags & LB_HAS_MAGIC && !lb_matches(window, &framing->magic))
 		return LB_BAD_MAGIC;
@@ -128,7 +178,83 @@ static __always_inline __s64 lb_length(const struct lb_framing *framing, const _
 		return LB_TOO_SHORT;
 	if (length > (__s64)framing->max_message)
 		return LB_OVERSIZE;
+	if (framing->flags & LB_ID_AFTER) {
+		at = lb_id_offset(framing, window, 1);
+		if (at < 0 || at + framing->id_width > length)
+			return LB_TOO_SHORT;
+	}
 	return length;
+}
+
+/* Whether a request is quiet: by itself it gets no response. */
+static __always_inline int lb_quiet(const struct lb_framing *framing, const __u8 *window)
+{
+	__u64 byte;
+
+	if (!(framing->flags & LB_HAS_NO_RESPONSE))
+		return 0;
+	if (!(framing->flags & LB_NO_RESPONSE_SET))
+		return lb_matches(window, &framing->no_response);
+	byte = lb_get(window, &framing->no_response);
+	return framing->no_response_set[(byte >> 6) & 3] >> (byte & 63) & 1;
+}
+
+/* The length of the message with a bit for each enum lb_seen, or enum lb_malformed. */
+LB_APART __s64 lb_look(const struct lb_framing *framing, const struct lb_window *window,
+		       __u32 from_client)
+{
+	__u64 expecting = 1, open = 0;
+	__s64 length;
+
+	if (!framing || !window)
+		return LB_BAD_MAGIC;
+	length = lb_length(framing, window->bytes);
+	if (length < 0)
+		return length;
+	if (framing->flags & LB_HAS_RESPONSE) {
+		int response = lb_matches(window->bytes, &framing->response);
+
+		if (from_client && response)
+			return LB_UNEXPECTED_RESPONSE;
+		if (!from_client)
+			expecting = response;
+	}
+	if (from_client || framing->flags & LB_ANY_RESPONSES) {
+		int quiet = lb_quiet(framing, window->bytes);
+
+		if (from_client && quiet)
+			expecting = 0;
+		open = quiet && framing->flags & LB_ANY_RESPONSES;
+	}
+	return (__u64)length | expecting << LB_EXPECTING | open << LB_QUIET;
+}
+
+/* lb_id_offset() */
+LB_APART __s32 lb_id_place(const struct lb_framing *framing, const struct lb_window *window,
+			   __u32 from_client)
+{
+	return framing && window ? lb_id_offset(framing, window->bytes, from_client) : -1;
+}
+
+/* The id that these bytes start with. */
+LB_APART __u64 lb_id_value(const struct lb_framing *framing, __u64 raw)
+{
+	return framing ? lb_decode(raw, &framing->id) : 0;
+}
+
+/* The id of the message in the window, which has it at an offset that is there. */
+static __always_inline __u64 lb_id(struct lb_measuring *m, __u32 at)
+{
+	const struct lb_framing *framing = m->framing;
+	__u64 raw = 0;
+
+	if (!(framing->flags & LB_ID_AFTER))
+		raw = lb_word(m->window + (at & 63));
+	/* 1 to 8: as for the window, a form that the verifier of 6.1 understands. */
+	else if (lb_load(m->stream, m->offset + m->total + at, &raw,
+			 ((framing->id_width - 1) & 7) + 1))
+		return 0;
+	return lb_id_value(framing, raw);
 }
 
 /* One more message; 1 ends the batch. */
@@ -137,39 +263,36 @@ static long lb_measure_step(__u32 i, void *context)
 	struct lb_measuring *m = context;
 	const struct lb_framing *framing = m->framing;
 	/* 1 to 64: a form from which the verifier of 6.1, too, learns both bounds. */
-	__u32 size = ((framing->window - 1) & 63) + 1, expecting = 1;
+	__u32 size = ((framing->window - 1) & 63) + 1, expecting, open;
+	const struct lb_window *window = (const struct lb_window *)m->window;
+	__s64 seen, length, at;
 	int complete;
-	__s64 length;
 
 	if (i >= m->limit || m->total + size > m->available)
 		return 1;
 	if (lb_load(m->stream, m->offset + m->total, m->window, size))
 		return 1;
-	length = lb_length(framing, m->window);
-	if (framing->flags & LB_HAS_RESPONSE) {
-		__u32 response = lb_matches(m->window, &framing->response);
-
-		if (m->from_client && response && length > 0)
-			length = LB_UNEXPECTED_RESPONSE;
-		if (!m->from_client)
-			expecting = response;
-	}
-	if (m->from_client && framing->flags & LB_HAS_NO_RESPONSE &&
-	    lb_matches(m->window, &framing->no_response))
-		expecting = 0;
-	if (length < 0) {
+	seen = lb_look(framing, window, m->from_client);
+	if (seen < 0) {
 		if (!i)
-			m->batch.length = length;
+			m->batch.length = seen;
 		return 1;
 	}
+	length = seen & LB_MAX_LENGTH;
+	expecting = seen >> LB_EXPECTING & 1;
+	open = seen >> LB_QUIET & 1;
 	complete = m->total + length <= m->available;
 	if (i && (!complete || (!m->from_client && expecting && !m->batch.expecting)))
 		return 1;
 	if (lb_by_id(framing)) {
-		m->batch.id = lb_get(m->window, &framing->id);
+		at = lb_id_place(framing, window, m->from_client);
+		/* Behind a string it may not be there yet: the header is incomplete. */
+		if (m->total + at + framing->id_width > m->available)
+			return 1;
+		m->batch.id = lb_id(m, at);
 		if (expecting && complete && m->from_client) {
 			lb_note(m, m->batch.id, m->offset + m->total, length);
-		} else if (expecting && complete) {
+		} else if (expecting && complete && !open) {
 			__u32 awaited = lb_awaited(m, m->batch.id);
 
 			if (awaited == LB_FOR_ANOTHER)
@@ -181,6 +304,7 @@ static long lb_measure_step(__u32 i, void *context)
 	}
 	if (i && !m->from_client && !expecting && m->batch.expecting)
 		return 1;
+	m->batch.open = open;
 	m->batch.expecting += expecting;
 	m->total += length;
 	m->batch.length = m->total;

@@ -27,6 +27,8 @@ struct lb_exchange {
 	struct lb_slot *upstream;
 	__u8 *window;
 	__u64 ids; /* a mask */
+	__u64 id; /* of the message at offset, and where it stands */
+	__u32 id_at;
 	__u32 offset;
 	__u32 end;
 	__u32 number; /* of the upstream */
@@ -39,10 +41,25 @@ struct lb_exchange {
 	__u32 failed;
 };
 
-/* Puts an id where the message at offset has its own. */
+/* Finds the id of the message in the window; nonzero if it has none. */
+static __always_inline int lb_find_id(struct lb_exchange *x, __u32 from_client)
+{
+	const struct lb_framing *framing = x->framing;
+	__s32 at = lb_id_place(framing, (const struct lb_window *)x->window, from_client);
+	__u64 raw = 0;
+
+	/* 1 to 8: a form that the verifier of 6.1 understands. */
+	if (at < 0 || lb_load(x->skb, x->offset + at, &raw, ((framing->id_width - 1) & 7) + 1))
+		return 1;
+	x->id_at = x->offset + at;
+	x->id = lb_id_value(framing, raw);
+	return 0;
+}
+
+/* Puts another id in its place. */
 static __always_inline int lb_put_id(struct lb_exchange *x, __u64 id)
 {
-	__u32 at = x->offset + x->framing->id.offset, shift = x->framing->id.shift & 63;
+	__u32 at = x->id_at, shift = x->framing->id.shift & 63;
 	__u64 raw = x->framing->id.little ? id : __builtin_bswap64(id << shift);
 
 	if (shift == 48)
@@ -79,14 +96,18 @@ static long lb_exchange_request_step(__u32 __attribute__((unused)) i, void *cont
 
 	if (!length)
 		return 1;
-	if (framing->flags & LB_HAS_NO_RESPONSE && lb_matches(x->window, &framing->no_response))
+	if (lb_quiet(framing, x->window))
 		goto next;
+	if (lb_find_id(x, 1)) {
+		x->failed = 1;
+		return 1;
+	}
 	bpf_loop(x->upstream->flight_mask + 1, lb_take_flight_step, &taking, 0);
 	if (!taking.flight) {
 		x->failed = 1;
 		return 1;
 	}
-	taking.flight->original = lb_get(x->window, &framing->id);
+	taking.flight->original = x->id;
 	taking.flight->client = x->client;
 	taking.flight->client_generation = x->client_generation;
 	taking.flight->time = x->now;
@@ -113,7 +134,9 @@ static long lb_exchange_response_step(__u32 __attribute__((unused)) i, void *con
 		return 1;
 	if (framing->flags & LB_HAS_RESPONSE && !lb_matches(x->window, &framing->response))
 		goto next;
-	id = lb_get(x->window, &framing->id);
+	if (lb_find_id(x, 0))
+		goto next;
+	id = x->id;
 	flight = lb_flight_of(x->upstream, id);
 	if (!flight)
 		goto next;

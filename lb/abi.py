@@ -79,6 +79,9 @@ class FramingFlag(enum.IntFlag):
     FIFO = 16
     MANY_RESPONSES = 32
     KEEP_HEADS = 64
+    ID_AFTER = 128
+    NO_RESPONSE_SET = 256
+    ANY_RESPONSES = 512
 
 
 class Counter(enum.IntEnum):
@@ -125,12 +128,18 @@ class Framing(ctypes.Structure):
         ("min_message", U32),
         ("max_message", U32),
         ("adjust", S64),
+        ("id_width", U32),
+        ("pad", U32),
         ("length", Field),
         ("id", Field),
+        ("response_id", Field),
+        ("id_after", Field),
         ("response", Field),
         ("no_response", Field),
         ("magic", Field),
+        ("no_response_set", U64 * 4),
     )
+    no_response_set: "ctypes.Array[ctypes.c_uint64]"
 
 
 class Pool(ctypes.Structure):
@@ -198,8 +207,10 @@ class Slot(ctypes.Structure):
         ("answers", U32),
         ("post", Post),
         ("window", U8 * 64),
+        ("open", U32),
+        ("opening", U32),
         ("late", U32),
-        ("pad2", U32 * 13),
+        ("pad2", U32 * 11),
         ("redirected_bytes", U64),
         ("base", U64),
         ("sent", U64),

@@ -28,12 +28,15 @@ class _Batch(ctypes.Structure):
         ("messages", ctypes.c_uint32),
         ("expecting", ctypes.c_uint32),
         ("answers", ctypes.c_uint32),
+        ("open", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
         ("id", ctypes.c_uint64),
     )
     length: int
     messages: int
     expecting: int
     answers: int
+    open: int
 
 
 class Batch(NamedTuple):
@@ -46,7 +49,12 @@ class Batch(NamedTuple):
 
 
 class Headers:
-    """The functions of the headers."""
+    """The functions of the headers.
+
+    `open` is what the batch that was measured last says of its last message.
+    """
+
+    open = False
 
     def __init__(self, directory: Path) -> None:
         """Build the library in a directory and load it; it stays loaded. Needs gcc."""
@@ -78,6 +86,9 @@ class Headers:
         self._await_only = library.await_only
         self._await_only.restype = None
         self._await_only.argtypes = (ctypes.c_int, ctypes.c_uint64)
+        self._id_offset = library.id_offset
+        self._id_offset.restype = ctypes.c_int32
+        self._id_offset.argtypes = (ctypes.POINTER(abi.Framing), ctypes.c_char_p, ctypes.c_uint32)
         self._bucket = library.bucket
         self._bucket.restype = ctypes.c_uint32
         self._bucket.argtypes = (ctypes.c_uint32,)
@@ -100,9 +111,14 @@ class Headers:
         found = self._measure(
             framing, stream, offset, limit, direction is Direction.REQUEST, ids, ctypes.byref(count)
         )
+        self.open = bool(found.open)
         if direction is Direction.RESPONSE:
             assert found.answers == count.value
         return Batch(found.length, found.messages, found.expecting, tuple(ids[: count.value]))
+
+    def id_offset(self, framing: abi.Framing, data: bytes, direction: Direction) -> int:
+        """``lb_id_offset`` of the message that the data start with, of which the window is there."""
+        return int(self._id_offset(framing, data, direction is Direction.REQUEST))
 
     def bucket(self, us: int) -> int:
         """``lb_bucket``."""

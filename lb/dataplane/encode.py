@@ -1,12 +1,11 @@
 """Declared framings as the programs read them."""
 
 from lb import abi
-from lb.framing import Endian, Field, Framing, Match, Ordering, Responses
+from lb.framing import Endian, Field, Framing, Match, OneOf, Ordering, Responses
 
 
 def encode(framing: Framing) -> abi.Framing:
     """The framing as a value of ``lb_framings``."""
-    flags = abi.FramingFlag(0)
     value = abi.Framing(
         window=framing.window,
         min_message=framing.min_message,
@@ -15,25 +14,41 @@ def encode(framing: Framing) -> abi.Framing:
         length=_field(framing.length.field, framing.length.mask),
     )
     if framing.id is not None:
-        flags |= abi.FramingFlag.HAS_ID
+        value.id_width = framing.id.width
         value.id = _field(framing.id)
+        value.response_id = _field(framing.response_id or framing.id)
+        if framing.id_after is not None:
+            value.id.offset += framing.id_after.end
+            value.id_after = _field(framing.id_after)
     if framing.response is not None:
-        flags |= abi.FramingFlag.HAS_RESPONSE
         value.response = _match(framing.response)
-    if framing.no_response is not None:
-        flags |= abi.FramingFlag.HAS_NO_RESPONSE
+    if isinstance(framing.no_response, OneOf):
+        value.no_response = _field(framing.no_response.field, framing.no_response.mask)
+        for byte in framing.no_response.values:
+            value.no_response_set[byte >> 6] |= 1 << (byte & 63)
+    elif framing.no_response is not None:
         value.no_response = _match(framing.no_response)
     if framing.magic is not None:
-        flags |= abi.FramingFlag.HAS_MAGIC
         value.magic = _match(framing.magic)
-    if framing.ordering is Ordering.FIFO:
-        flags |= abi.FramingFlag.FIFO
-    if framing.responses is Responses.MANY:
-        flags |= abi.FramingFlag.MANY_RESPONSES
-    if framing.error_reply is not None:
-        flags |= abi.FramingFlag.KEEP_HEADS
-    value.flags = flags
+    value.flags = _flags(framing)
     return value
+
+
+def _flags(framing: Framing) -> abi.FramingFlag:
+    flag = abi.FramingFlag
+    declared = {
+        flag.HAS_ID: framing.id is not None,
+        flag.ID_AFTER: framing.id_after is not None,
+        flag.HAS_RESPONSE: framing.response is not None,
+        flag.HAS_NO_RESPONSE: framing.no_response is not None,
+        flag.NO_RESPONSE_SET: isinstance(framing.no_response, OneOf),
+        flag.HAS_MAGIC: framing.magic is not None,
+        flag.FIFO: framing.ordering is Ordering.FIFO,
+        flag.MANY_RESPONSES: framing.responses is not Responses.ONE,
+        flag.ANY_RESPONSES: framing.responses is Responses.ANY,
+        flag.KEEP_HEADS: framing.error_reply is not None,
+    }
+    return flag(sum(one for one, is_declared in declared.items() if is_declared))
 
 
 def _field(field: Field, mask: int | None = None, value: int = 0) -> abi.Field:

@@ -14,6 +14,7 @@ from lb.framing.spec import (
     Framing,
     Length,
     Match,
+    OneOf,
     Ordering,
     Responses,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "Length",
     "Match",
     "Message",
+    "OneOf",
     "Ordering",
     "Reason",
     "Responses",

@@ -1,7 +1,8 @@
 """What the kernel's parser does, in Python: the reference for its tests and the framing of the slow path.
 
-`measure` looks at the start of one message and checks in a fixed order (magic, length, response mark), so
-that a message with several faults has the same reason on both sides. `Framer` cuts a byte stream with it.
+`measure` looks at the start of one message and checks in a fixed order (magic, length, place of the id,
+response mark), so that a message with several faults has the same reason on both sides. `Framer` cuts a byte
+stream with it.
 """
 
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ def measure(
 ) -> int | None:
     """Return the length in bytes of the message that starts at `offset`.
 
-    None means that fewer than `framing.window` bytes are there. The rest of the message need not be there.
+    None means that fewer than `framing.window` bytes are there, or, where the id stands behind a string, that
+    the bytes up to the end of the id are not. The rest of the message need not be there.
     Raises FramingError if no message of this framing and direction starts like this.
     """
     if len(data) - offset < framing.window:
@@ -57,13 +59,18 @@ def measure(
         raise FramingError(Reason.TOO_SHORT)
     if total > framing.max_message:
         raise FramingError(Reason.OVERSIZE)
+    header = framing.window
+    if framing.id is not None and framing.id_after is not None:
+        header = (framing.id_offset(data, offset, direction) or 0) + framing.id.width
+        if header > total:
+            raise FramingError(Reason.TOO_SHORT)
     if (
         direction is Direction.REQUEST
         and framing.response is not None
         and framing.response.matches(data, offset)
     ):
         raise FramingError(Reason.UNEXPECTED_RESPONSE)
-    return total
+    return total if len(data) - offset >= header else None
 
 
 class Framer:
@@ -120,7 +127,7 @@ class Framer:
         silent = framing.no_response is not None and framing.no_response.matches(data)
         return Message(
             data=data,
-            id=None if framing.id is None else framing.id.read(data),
+            id=framing.read_id(data, 0, self._direction),
             is_response=is_response,
             wants_response=not is_response and not silent,
         )

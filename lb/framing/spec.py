@@ -4,7 +4,7 @@ A framing is data. The kernel program reads it from a map, the slow path reads i
 the same answer for the same bytes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 
 # The kernel program copies this many leading bytes of a message onto its stack in one helper call.
@@ -29,10 +29,15 @@ class Ordering(StrEnum):
 
 
 class Responses(StrEnum):
-    """How many responses a request gets: one, or perhaps several."""
+    """How many responses a request gets: one, perhaps several, or any number.
+
+    With `ANY` a quiet request, too, may get some: memcached answers a quiet get that hits, and a quiet set
+    that fails.
+    """
 
     ONE = "one"
     MANY = "many"
+    ANY = "any"
 
 
 class ErrorReply(StrEnum):
@@ -103,6 +108,32 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True)
+class OneOf:
+    """A test of one byte of a message: it matches when `field & mask` is one of the values.
+
+    Raises ValueError if the field has more than one byte, the mask is 0 or wider than it, there is no value,
+    or one has bits outside the mask.
+    """
+
+    field: Field
+    mask: int
+    values: frozenset[int]
+
+    def __post_init__(self) -> None:
+        if self.field.width != 1:
+            raise ValueError(f"a set is one of bytes, not of fields of {self.field.width}")
+        _check_mask(self.field, self.mask)
+        if not self.values or any(value < 0 or value & ~self.mask for value in self.values):
+            raise ValueError(
+                f"values {sorted(self.values)} are none, or have bits outside mask {self.mask:#x}"
+            )
+
+    def matches(self, data: bytes | bytearray | memoryview, start: int = 0) -> bool:
+        """Return whether the message that starts at `start` matches; the field's byte must be there."""
+        return self.field.read(data, start) & self.mask in self.values
+
+
+@dataclass(frozen=True, slots=True)
 class Length:
     """The length of a whole message in bytes: `(field & mask) + adjust`.
 
@@ -123,8 +154,12 @@ class Length:
 class Framing:
     """How a protocol cuts its byte stream into messages, and which of their fields matter.
 
-    Sizes are bytes of a whole message. Raises ValueError unless
-    `window <= min_message <= max_message <= MAX_LENGTH`.
+    Sizes are bytes of a whole message. Where `id_after` is given, it is the length in bytes of a string that
+    follows it, and the offset of `id` is counted from the end of that string. Otherwise a backend's messages
+    may have their id at another offset, as `response_id`.
+
+    Raises ValueError unless `window <= min_message <= max_message <= MAX_LENGTH`, `response_id` differs from
+    `id` in nothing but the offset, and there is an id where one is needed.
     """
 
     name: str
@@ -132,8 +167,10 @@ class Framing:
     max_message: int
     min_message: int
     id: Field | None = None
+    response_id: Field | None = None
+    id_after: Field | None = None
     response: Match | None = None
-    no_response: Match | None = None
+    no_response: Match | OneOf | None = None
     magic: Match | None = None
     ordering: Ordering = Ordering.ANY
     responses: Responses = Responses.ONE
@@ -145,17 +182,50 @@ class Framing:
                 f"framing {self.name}: not window {self.window} <= min_message {self.min_message}"
                 f" <= max_message {self.max_message} <= {MAX_LENGTH}"
             )
+        if self.id is None:
+            if self.response_id or self.id_after or self.responses is Responses.ANY:
+                raise ValueError(f"framing {self.name}: there is no id")
+        elif self.response_id is not None and (
+            self.id_after or self.response_id != replace(self.id, offset=self.response_id.offset)
+        ):
+            raise ValueError(f"framing {self.name}: response_id differs from id in more than its offset")
 
     @property
     def window(self) -> int:
-        """The number of leading bytes that hold every declared field."""
-        fields = [self.length.field, *(match.field for match in self.marks)]
-        if self.id is not None:
+        """The number of leading bytes that hold every declared field, but for an id behind a string."""
+        fields = [self.length.field, self.response_id, self.id_after]
+        fields += [match.field for match in self.marks]
+        if self.id_after is None:
             fields.append(self.id)
-        return max(field.end for field in fields)
+        return max(field.end for field in fields if field is not None)
+
+    def id_offset(
+        self, data: bytes | bytearray | memoryview, start: int = 0, direction: Direction = Direction.REQUEST
+    ) -> int | None:
+        """Return where the id of the message that starts at `start` stands, counted from that start.
+
+        Its window must be there. The place lies within the message if that has been measured. None if the
+        framing declares no id.
+        """
+        if self.id is None:
+            return None
+        if self.id_after is not None:
+            return self.id_after.end + self.id_after.read(data, start) + self.id.offset
+        if self.response_id is not None and direction is Direction.RESPONSE:
+            return self.response_id.offset
+        return self.id.offset
+
+    def read_id(
+        self, data: bytes | bytearray | memoryview, start: int = 0, direction: Direction = Direction.REQUEST
+    ) -> int | None:
+        """Return the id of the message that starts at `start`, has been measured, and whose id is there."""
+        at = self.id_offset(data, start, direction)
+        if self.id is None or at is None:
+            return None
+        return replace(self.id, offset=0).read(data, start + at)
 
     @property
-    def marks(self) -> tuple[Match, ...]:
+    def marks(self) -> tuple[Match | OneOf, ...]:
         """The declared tests."""
         return tuple(match for match in (self.response, self.no_response, self.magic) if match is not None)
 

@@ -37,6 +37,17 @@ MARKED = Framing(
     max_message=1000,
 )
 MARKED_FIFO = replace(MARKED, name="marked-fifo", ordering=Ordering.FIFO)
+# A quiet request may be answered all the same.
+MARKED_ANY = replace(MARKED_FIFO, name="marked-any", responses=Responses.ANY)
+# The id stands behind a counted string.
+COUNTED = Framing(
+    name="counted",
+    length=Length(Field(0, 4), 0xFFFFFFFF, adjust=4),
+    id=Field(0, 4),
+    id_after=Field(4, 4),
+    min_message=12,
+    max_message=LARGEST,
+)
 RESPONSE, QUIET = 0x80, 0x40
 
 CLOSE, CLOSE_WAIT = 7, 8  # TCP states: include/net/tcp_states.h
@@ -57,6 +68,12 @@ def prefixed(numbers: Sequence[int]) -> bytes:
 def marked(number: int, flags: int = 0, *, magic: int = 0xAB) -> bytes:
     """A message of MARKED."""
     return struct.pack(">BBH", magic, flags, 6) + number.to_bytes(2, "little") + b"body"
+
+
+def counted(number: int, string: bytes, body: bytes = b"body") -> bytes:
+    """A message of COUNTED."""
+    data = struct.pack(">I", len(string)) + string + struct.pack(">I", number) + body
+    return struct.pack(">I", len(data)) + data
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -15,14 +15,17 @@ from lb.framing import Framing, Responses
 from tests.bpf.rig import (
     CLOSE,
     CLOSE_WAIT,
+    COUNTED,
     FIFO,
     MARKED,
+    MARKED_ANY,
     MARKED_FIFO,
     PREFIXED,
     QUIET,
     RESPONSE,
     WITHOUT_ID,
     Rig,
+    counted,
     error_of,
     expect,
     kill,
@@ -427,6 +430,102 @@ def test_after_a_quiet_request_fifo_may_change_its_upstream(rig: Rig) -> None:
 
     expect(client.upstreams[0].far, marked(1, QUIET))
     expect(client.upstreams[1].far, marked(2, QUIET))
+
+
+@pytest.mark.parametrize("cut", [0, 3, 7])
+def test_after_a_quiet_request_that_may_be_answered_fifo_stays_until_a_later_one_is(
+    rig: Rig, cut: int
+) -> None:
+    client = rig.client(rig.policy(MARKED_ANY, batch=1), rig.backend(), rig.backend())
+    first, second = (upstream.far for upstream in client.upstreams)
+    asked = marked(1, QUIET) + marked(1, QUIET) + marked(1)
+    with one_cpu():
+        client.far.sendall(asked[:cut])
+        until_equal(lambda: client.mapped.undecided, cut)
+        client.far.sendall(asked[cut:])
+        expect(first, asked)
+        assert client.mapped.outstanding == 1
+        # One id for all: what is answered first is not what is outstanding.
+        first.sendall(marked(1, RESPONSE | QUIET))
+        expect(client.far, marked(1, RESPONSE | QUIET))
+        assert client.mapped.outstanding == 1
+        client.far.sendall(marked(2, QUIET) + marked(3))
+        expect(first, marked(2, QUIET) + marked(3))
+        first.sendall(marked(1, RESPONSE) + marked(3, RESPONSE))
+        expect(client.far, marked(1, RESPONSE) + marked(3, RESPONSE))
+        assert client.mapped.outstanding == 0
+
+        client.far.sendall(marked(4))
+
+        expect(second, marked(4))
+
+
+def test_the_answer_to_a_quiet_request_reaches_its_client_though_nothing_is_outstanding(rig: Rig) -> None:
+    client = rig.client(rig.policy(MARKED_ANY), rig.backend())
+    upstream = client.upstreams[0]
+    client.far.sendall(marked(1, QUIET))
+    expect(upstream.far, marked(1, QUIET))
+    assert client.mapped.outstanding == 0
+    answer = marked(1, RESPONSE | QUIET)
+
+    for piece in (answer[:7], answer[7:] + answer):
+        upstream.far.sendall(piece)
+        until_equal(lambda: upstream.mapped.undecided, 7 if len(piece) == 7 else 0)
+
+    expect(client.far, 2 * answer)
+    assert client.mapped.outstanding == upstream.mapped.outstanding == 0
+    assert rig.counted(Counter.DROPPED_UNSOLICITED) == 0
+
+
+@pytest.mark.parametrize("how", ["FIN", "RST", "unrouted"])
+def test_a_quiet_request_does_not_bind_a_client_to_an_upstream_that_is_gone(rig: Rig, how: str) -> None:
+    client = rig.client(rig.policy(MARKED_ANY), rig.backend(), rig.backend())
+    client.far.sendall(marked(1, QUIET))
+    expect(client.upstreams[0].far, marked(1, QUIET))
+    if how == "unrouted":
+        client.cut(client.upstreams[0])
+    else:
+        kill(client, 0, how)
+
+    client.far.sendall(marked(2))
+
+    until_equal(lambda: client.mapped.paused, Pause.PAUSED_NO_UPSTREAM)
+    rig.resume(client)
+    expect(client.upstreams[1].far, marked(2))
+    assert client.mapped.outstanding == 1
+
+
+@pytest.mark.parametrize("size", [0, 40, 48, 100, 3000])
+def test_an_id_behind_a_string_is_found_wherever_it_stands(rig: Rig, size: int) -> None:
+    client = rig.client(rig.policy(COUNTED), rig.backend())
+    upstream = client.upstreams[0]
+    asked = [counted(number, bytes(size)) for number in (7, 8, 9)]
+    cuts = [5, 8 + size // 2, 8 + size, 11 + size, 12 + size, 16 + size, len(asked[0]) + 9 + size]
+    sent = b"".join(asked)
+    for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True):
+        client.far.sendall(sent[start:end])
+        until_equal(lambda: client.mapped.undecided, end % len(asked[0]))
+
+    expect(upstream.far, sent)
+    assert client.mapped.outstanding == upstream.mapped.outstanding == 3
+    assert upstream.mapped.ambiguous == 0
+    # One that nobody waits for, and one twice, are known by their ids.
+    upstream.far.sendall(asked[1] + counted(6, bytes(size)) + asked[1] + asked[2])
+    expect(client.far, asked[1] + asked[2])
+    until_equal(lambda: rig.counted(Counter.DROPPED_UNSOLICITED), 2)
+    assert client.mapped.outstanding == 1
+
+
+@pytest.mark.parametrize("count", [5, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
+def test_an_id_behind_the_end_of_its_message_is_malformed(rig: Rig, count: int) -> None:
+    client = rig.client(rig.policy(COUNTED), rig.backend())
+    good, bad = counted(7, b"good"), bytearray(counted(8, b""))
+    bad[4:8] = count.to_bytes(4, "big")
+
+    client.far.sendall(good + bad)
+
+    expect(client.upstreams[0].far, good)
+    assert error_of(client.near) == errno.EBADMSG
 
 
 def test_what_is_no_response_is_dropped(rig: Rig) -> None:

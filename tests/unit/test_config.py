@@ -27,7 +27,7 @@ from lb.config import (
     load,
     parse,
 )
-from lb.framing import PRESETS, Endian, Field, Framing, Length, Match, Ordering, Responses
+from lb.framing import PRESETS, Endian, Field, Framing, Length, Match, OneOf, Ordering, Responses
 
 EXAMPLE = """\
 admin:
@@ -266,6 +266,38 @@ def test_a_protocol_needs_no_more_than_a_length() -> None:
         "p", Length(Field(1, 2), 0xFFFF, 0), max_message=1 << 20, min_message=3, ordering=Ordering.FIFO
     )
     assert (with_id.ordering, with_id.min_message) == (Ordering.ANY, 5)
+
+
+def test_an_id_may_stand_elsewhere_in_responses() -> None:
+    framing = protocol(
+        "{length: {offset: 0, width: 4, endian: little},"
+        " id: {offset: 4, width: 4, endian: little, response_offset: 8}}"
+    )
+
+    assert (framing.id, framing.response_id) == (Field(4, 4, Endian.LITTLE), Field(8, 4, Endian.LITTLE))
+    assert framing.min_message == 12
+
+
+@pytest.mark.parametrize(("between", "offset"), [("", 0), ("offset: 3, ", 3)])
+def test_an_id_may_stand_behind_a_string(between: str, offset: int) -> None:
+    framing = protocol(
+        "{length: {offset: 0, width: 4, adjust: 4},"
+        f" id: {{after: {{offset: 8, width: 2, endian: little}}, {between}width: 8}}}}"
+    )
+
+    assert (framing.id, framing.id_after) == (Field(offset, 8), Field(8, 2, Endian.LITTLE))
+    assert framing.min_message == 10
+
+
+def test_requests_without_response_may_be_a_set() -> None:
+    framing = protocol(
+        "{length: {offset: 0, width: 4}, id: {offset: 8, width: 4}, responses: any,"
+        " no_response: {offset: 5, mask: 0x7f, in: [0x09, 13, 0x11]}}"
+    )
+
+    assert framing.no_response == OneOf(Field(5, 1), 0x7F, frozenset({9, 13, 17}))
+    assert framing.responses is Responses.ANY
+    assert framing.ordering is Ordering.ANY
 
 
 # --- its mistakes -----------------------------------------------------------------------------------------
@@ -679,9 +711,12 @@ def test_a_listener_says_which_pool_if_there_are_several() -> None:
     assert refusal(text) == "2: listeners[0].pool: is missing; add `pool: NAME, as there are several pools`"
 
 
+KNOWN = "diameter, dns, dubbo, length-prefixed, memcached-binary, modbus, onc-rpc, smpp, thrift-framed"
+
+
 def test_an_unknown_word_without_a_near_one_gets_the_known_ones() -> None:
     assert refusals(MINIMAL.replace("rpc,", "rpc, protocol: zzz, pool: qqq,") + "    balance: fastest\n") == [
-        "2: listeners[0].protocol: unknown protocol `zzz`; known protocols: dns, length-prefixed",
+        f"2: listeners[0].protocol: unknown protocol `zzz`; known protocols: {KNOWN}",
         "2: listeners[0].pool: unknown pool `qqq`; known pools: workers",
         (
             "6: pools[0].balance: `fastest` is not a choice here;"
@@ -729,6 +764,45 @@ def test_an_unknown_word_without_a_near_one_gets_the_known_ones() -> None:
         (
             f"{{{LENGTH}, no_response: {{offset: 4, value: -1}}}}",
             "p.no_response.value: -1 is outside 0..18446744",
+        ),
+        (
+            f"{{{LENGTH}, no_response: {{offset: 4, in: []}}}}",
+            "p.no_response.in: is an empty list; write a list of the byte's values, such as [0x09, 0x0d]",
+        ),
+        (f"{{{LENGTH}, no_response: {{offset: 4, in: 9}}}}", "p.no_response.in: is `9`; write a list of"),
+        (f"{{{LENGTH}, no_response: {{in: [9]}}}}", "p.no_response.offset: is missing; add `offset: 0`"),
+        (
+            f"{{{LENGTH}, no_response: {{offset: 4, in: [9, 256]}}}}",
+            "p.no_response.in[1]: 256 is outside 0..255 (the field is one byte); use 255 or less",
+        ),
+        (
+            f"{{{LENGTH}, no_response: {{offset: 4, mask: 0x0f, in: [9, 0x1f]}}}}",
+            "p.no_response.in[1]: 0x1f has bits outside the mask 0xf,",
+        ),
+        (
+            f"{{{LENGTH}, no_response: {{offset: 4, in: [9], value: 9}}}}",
+            "p.no_response.value: has no meaning beside `in`, which lists values of one byte; remove it",
+        ),
+        (f"{{{LENGTH}, response: {{offset: 4, value: 1, in: [9]}}}}", "p.response.in: unknown key; "),
+        (
+            f"{{{LENGTH}, id: {{offset: 4, width: 4, response_offset: 53}}}}",
+            "p.id.response_offset: 53 is outside 0..52 (",
+        ),
+        (
+            f"{{{LENGTH}, id: {{after: {{offset: 4}}, width: 4}}}}",
+            "p.id.after.width: is missing; add `width: 4`",
+        ),
+        (
+            f"{{{LENGTH}, id: {{after: {{offset: 4, width: 4}}, width: 4, response_offset: 9}}}}",
+            "p.id.response_offset: an id behind a string has no offset of its own; remove this, or `after`",
+        ),
+        (
+            f"{{{LENGTH}, id: {{offset: 4, width: 4, response_offset: 8}}, max_message: 11}}",
+            "p.max_message: 11 is outside 12..64MiB (",
+        ),
+        (
+            f"{{{LENGTH}, responses: any}}",
+            "p.responses: without an id nobody knows which response is that of a quiet request; declare the",
         ),
         (f"{{{LENGTH}, responses: none}}", "p.responses: `none` is not a choice here"),
         (f"{{{LENGTH}, ordering: lifo}}", "p.ordering: `lifo` is not a choice here; did you mean `fifo`?"),

@@ -30,6 +30,7 @@ from lb.framing import (
     Length,
     Match,
     Message,
+    OneOf,
     Ordering,
     Reason,
     Responses,
@@ -69,6 +70,16 @@ def expects(framing: Framing, data: bytes, start: int, direction: Direction) -> 
     return framing.no_response is None or not framing.no_response.matches(data, start)
 
 
+def aside(framing: Framing, data: bytes, start: int, direction: Direction) -> bool:
+    """Whether the message of a backend is an answer to a quiet request, of which no account is kept."""
+    return (
+        direction is Direction.RESPONSE
+        and framing.responses is Responses.ANY
+        and framing.no_response is not None
+        and framing.no_response.matches(data, start)
+    )
+
+
 def by_id(framing: Framing) -> bool:
     """Whether responses are told apart by their ids."""
     return framing.id is not None
@@ -90,9 +101,15 @@ def expected(framing: Framing, data: bytes, limit: int, direction: Direction) ->
         if kinds and direction is Direction.RESPONSE and kind is not kinds[0]:
             break
         kinds.append(kind)
-        if kind and by_id(framing) and total + length <= len(data):
-            assert framing.id is not None
-            ids.append(framing.id.read(data, total))
+        if (
+            kind
+            and by_id(framing)
+            and total + length <= len(data)
+            and not aside(framing, data, total, direction)
+        ):
+            number = framing.read_id(data, total, direction)
+            assert number is not None
+            ids.append(number)
         total += length
     return Batch(total, len(kinds), sum(kinds), tuple(ids))
 
@@ -117,6 +134,31 @@ def matches(draw: st.DrawFn, span: int) -> Match:
 
 
 @st.composite
+def sets(draw: st.DrawFn, span: int) -> OneOf:
+    """A test of one byte with many values."""
+    field = Field(draw(st.integers(0, span - 1)), 1)
+    mask = draw(st.sampled_from([0xFF, 0xF0, 0x0F, 0x41]))
+    values = draw(st.lists(st.integers(0, 255), min_size=1, max_size=100))
+    return OneOf(field, mask, frozenset(value & mask for value in values))
+
+
+@st.composite
+def ids(draw: st.DrawFn, span: int) -> dict[str, Field | None]:
+    """What a framing declares of ids: nothing, one place, two, or one behind a string.
+
+    The length of most strings is a byte, so that in random bytes some ids are inside of their message.
+    """
+    number, response_id, after = draw(st.none() | fields(span)), None, None
+    kind = draw(st.sampled_from(["one", "two", "behind"])) if number else "none"
+    if number and kind == "two":
+        response_id = replace(number, offset=draw(st.integers(0, span - number.width)))
+    elif kind == "behind":
+        after = draw(fields(1) | fields(1) | fields(span))
+        after = replace(after, offset=draw(st.integers(0, span - after.width)))
+    return {"id": number, "response_id": response_id, "id_after": after}
+
+
+@st.composite
 def any_framings(draw: st.DrawFn) -> Framing:
     """Framings of any shape, the fields perhaps on top of each other.
 
@@ -125,8 +167,11 @@ def any_framings(draw: st.DrawFn) -> Framing:
     span = draw(st.integers(1, 12) | st.integers(1, MAX_WINDOW))
     length = draw(fields(span))
     parts: Any = {name: draw(st.none() | matches(span)) for name in ("response", "no_response", "magic")}
-    number = draw(st.none() | fields(span))
-    window = max(part.end for part in (length, number, *(m.field for m in parts.values() if m)) if part)
+    parts["no_response"] = draw(st.just(parts["no_response"]) | sets(span))
+    marks = [mark.field for mark in parts.values() if mark]
+    parts |= draw(ids(span))
+    fixed = (parts["id_after"],) if parts["id_after"] else (parts["id"], parts["response_id"])
+    window = max(part.end for part in (length, *fixed, *marks) if part)
     shortest = draw(st.integers(window, window + 20))
     few_bits = st.integers(1, 8).map(lambda bits: (1 << bits) - 1)
     few_bytes = st.integers(shortest - 3, shortest + 20)
@@ -139,8 +184,8 @@ def any_framings(draw: st.DrawFn) -> Framing:
         ),
         min_message=shortest,
         max_message=draw(st.integers(shortest, shortest + 300) | st.integers(shortest + 255, MAX_LENGTH)),
-        id=number,
         ordering=draw(st.sampled_from(Ordering)),
+        responses=draw(st.sampled_from(Responses)) if parts["id"] else Responses.ONE,
         **parts,
     )
 
@@ -192,6 +237,17 @@ def test_a_batch_holds_as_many_messages_as_there_are_and_at_most_its_limit(
     assert got.expecting == got.messages * one.wants_response
     if by_id(framing):
         assert got.ids == (one.id,) * got.expecting
+
+
+@given(any_framings().filter(lambda framing: framing.id is not None), any_bytes(), directions)
+def test_both_sides_find_an_id_at_the_same_place(
+    headers: Headers, framing: Framing, data: bytes, direction: Direction
+) -> None:
+    data += bytes(framing.window)
+    at = framing.id_offset(data, 0, direction)
+
+    assert at is not None
+    assert headers.id_offset(encode(framing), data, direction) == (at if at <= MAX_LENGTH else -1)
 
 
 # --- a stream, as the strparser cuts it -------------------------------------------------------------------
@@ -268,7 +324,9 @@ def test_however_a_stream_is_cut_both_sides_find_the_same_messages(
             # Of one that came in piece by piece note is taken when it is whole, in the verdict.
             if by_id(framing) and batch.ids:
                 assert batch.ids == tuple(
-                    message.id for message, kind in zip(mine, kinds, strict=True) if kind
+                    message.id
+                    for message, kind in zip(mine, kinds, strict=True)
+                    if kind and not aside(framing, message.data, 0, direction)
                 )
         assert not found
         assert strparser.reason == (framer.error and framer.error.reason)
@@ -354,6 +412,63 @@ def test_a_response_that_nobody_awaits_travels_apart_and_is_expected_by_none(hea
     assert batch(80) == (20, 1, 1, (1,))
     many = replace(PREFIXED, responses=Responses.MANY)
     assert batch(0, many) == (100, 5, 5, (1, 1, 1))
+
+
+COUNTED = Framing(
+    "counted",
+    Length(Field(0, 4), 0xFFFFFFFF, 0),
+    max_message=1 << 20,
+    min_message=12,
+    id=Field(2, 3, Endian.LITTLE),
+    id_after=Field(4, 8),
+)
+
+
+def test_an_id_outside_of_the_window(headers: Headers) -> None:
+    for count in (0, 1, 47, 48, 49, 100, 60_000):
+        head = (17 + count + 5).to_bytes(4, "big") + count.to_bytes(8, "big")
+        whole = head + bytes(count + 2) + b"\3\2\1" + b"after"
+
+        assert headers.id_offset(encode(COUNTED), whole, Direction.REQUEST) == 14 + count
+        for size in (0, 11, 12, 14 + count, 16 + count):
+            got = headers.measure(encode(COUNTED), whole[:size], 0, 64, Direction.REQUEST)
+            assert got == (0, 0, 0, ())
+        for size in (17 + count, 21 + count):
+            got = headers.measure(encode(COUNTED), whole[:size], 0, 64, Direction.REQUEST)
+            assert got == (22 + count, 1, 1, ())
+        got = headers.measure(encode(COUNTED), b"." + whole * 2, 1, 64, Direction.REQUEST)
+        assert got == (44 + 2 * count, 2, 2, (0x010203, 0x010203))
+
+
+@pytest.mark.parametrize(
+    "count", [1, 6, 1 << 20, MAX_LENGTH - 14, MAX_LENGTH, 1 << 32, 1 << 63, (1 << 64) - 14]
+)
+def test_a_string_that_leaves_no_room_for_its_id(headers: Headers, count: int) -> None:
+    data = (17).to_bytes(4, "big") + count.to_bytes(8, "big") + bytes(5)
+
+    for size in (12, 17):
+        got = headers.measure(encode(COUNTED), data[:size], 0, 64, Direction.REQUEST)
+        assert got == (-errno.EBADMSG, 0, 0, ())
+
+
+def test_answers_to_quiet_requests_answer_nothing(headers: Headers) -> None:
+    def packet(opcode: int, number: int, kind: int) -> bytes:
+        return bytes([kind, opcode]) + bytes(10) + number.to_bytes(4, "big") + bytes(8)
+
+    def measured(framing: abi.Framing, data: bytes, limit: int, direction: Direction) -> tuple[Batch, bool]:
+        return headers.measure(framing, data, 0, limit, direction), headers.open
+
+    memcached = encode(PRESETS["memcached-binary"])
+    noop, getkq = 0x0A, 0x0D
+    asked = packet(noop, 1, 0x80) + packet(getkq, 2, 0x80)
+    answered = packet(getkq, 1, 0x81) + packet(noop, 1, 0x81)
+
+    assert measured(memcached, asked, 64, Direction.REQUEST) == ((48, 2, 1, (1,)), True)
+    assert measured(memcached, asked, 1, Direction.REQUEST) == ((24, 1, 1, (1,)), False)
+    assert measured(memcached, answered, 64, Direction.RESPONSE) == ((48, 2, 2, (1,)), False)
+    assert measured(memcached, answered, 1, Direction.RESPONSE) == ((24, 1, 1, ()), True)
+    others = encode(replace(PRESETS["memcached-binary"], responses=Responses.MANY))
+    assert measured(others, answered, 64, Direction.RESPONSE) == ((48, 2, 2, (1, 1)), False)
 
 
 def test_the_errors_in_c_are_the_reasons_of_the_oracle() -> None:
