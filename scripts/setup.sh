@@ -15,6 +15,9 @@ test_packages=(
 	bpftool iproute2 libcap2-bin procps strace # network namespaces, capabilities, what the process does
 	dnsperf knot-dnsutils nsd       # DNS load, kdig, DNS servers
 	prometheus                      # promtool
+	libmemcached-tools memcached    # memccapable, memccat, memcslap
+	rpcbind                         # a server of ONC RPC, and rpcinfo
+	tshark                          # the bytes of a protocol, as Wireshark reads them
 )
 
 kernels_packages=(qemu-system-x86 busybox-static cpio kmod xz-utils) # scripts/test-kernels.sh
