@@ -67,6 +67,7 @@ static __always_inline void lb_loop(__u32 n, long (*step)(__u32, void *), void *
 #include "lb_inflight.h"
 #include "lb_choose.h"
 #include "lb_shared.h"
+#include "lb_rate.h"
 
 enum {
 	LB_CLIENT_STATES = 1U << LB_TCP_ESTABLISHED | 1U << LB_TCP_CLOSE_WAIT,
@@ -148,6 +149,7 @@ static __always_inline int lb_take(struct __sk_buff *skb, struct lb_slot *source
 		},
 	};
 	struct lb_choice choice = {};
+	bool limited = lb_limited(source);
 	enum lb_pause why = LB_RUNNING;
 	struct lb_batch batch;
 
@@ -166,18 +168,23 @@ static __always_inline int lb_take(struct __sk_buff *skb, struct lb_slot *source
 	} else if (!begun && lb_client_full(source->client, source->client_generation)) {
 		why = LB_PAUSED_FULL;
 	}
-	if (!begun) {
-		/* Others would wait for the answers: who does not read asks no more. */
-		if (choice.shared && lb_client_full(number, source->generation))
-			why = LB_PAUSED_FULL;
-		if (*(volatile __u32 *)&source->hold)
-			why = LB_PAUSED_HELD;
-		if (why) {
-			lb_unreserve(&choice, 0);
-			source->paused = why;
-			lb_count(LB_PAUSES_FULL + (why - LB_PAUSED_FULL), 1);
-			return 0;
-		}
+	/* Others would wait for the answers: who does not read asks no more. */
+	if (!begun && choice.shared && lb_client_full(number, source->generation))
+		why = LB_PAUSED_FULL;
+	if (!begun && *(volatile __u32 *)&source->hold)
+		why = LB_PAUSED_HELD;
+	if (limited && (begun || !why)) {
+		why = lb_allow(number, measuring.limit, begun);
+		if (source->denied)
+			measuring.generation = 0;
+		else if (source->allowed < measuring.limit)
+			measuring.limit = source->allowed;
+	}
+	if (!begun && why) {
+		lb_unreserve(&choice, 0);
+		source->paused = why;
+		lb_count(LB_PAUSES_FULL + (why - LB_PAUSED_FULL), 1);
+		return 0;
 	}
 
 	batch = lb_measure(&measuring);
@@ -188,7 +195,10 @@ static __always_inline int lb_take(struct __sk_buff *skb, struct lb_slot *source
 	source->opening = batch.open;
 	source->id = batch.id;
 	source->target_generation = 0;
-	if (measuring.from_client && choice.done && batch.length > 0 && !source->started) {
+	if (limited)
+		lb_settle(number, source->started ? 0 : batch.messages);
+	if (measuring.from_client && choice.done && batch.length > 0 && !source->started &&
+	    !source->denied) {
 		source->target = choice.slot;
 		source->target_generation = choice.generation;
 		source->open = batch.open;
@@ -241,6 +251,11 @@ static __always_inline void lb_finish_request(struct __sk_buff *skb, struct lb_s
 	struct lb_choice choice = {};
 	struct lb_measuring measuring = { .framing = framing, .stream = skb };
 
+	if (lb_limited(client)) {
+		if (client->denied)
+			return;
+		lb_overdraw(number, client->batched);
+	}
 	lb_choose(number, 1, &choice);
 	if (!choice.done)
 		return;
@@ -288,6 +303,10 @@ static __always_inline int lb_request(struct __sk_buff *skb, struct lb_slot *cli
 	__u32 bytes = position->length, row;
 	struct lb_traffic *traffic;
 
+	if (!client->target_generation && client->denied) {
+		lb_count(LB_DROPPED_RATE_LIMITED, client->batched);
+		return SK_DROP;
+	}
 	if (!client->target_generation)
 		goto pass;
 	if (!upstream) {
@@ -465,6 +484,10 @@ static __always_inline int lb_post_verdict(struct __sk_buff *skb, struct lb_slot
 	if (!post->post.length) {
 		if (bpf_skb_load_bytes(skb, position->offset, &header, sizeof(header)))
 			return SK_DROP;
+		if (header.kind == LB_POST_CHARGE) {
+			lb_charge_rates(header.slot, header.generation);
+			return SK_DROP;
+		}
 		post->post = header;
 		return SK_DROP;
 	}

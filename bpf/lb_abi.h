@@ -46,11 +46,14 @@ enum lb_pause {
 	LB_PAUSED_LIMIT, /* all backends have max_outstanding requests */
 	LB_PAUSED_NO_UPSTREAM, /* no live upstream */
 	LB_PAUSED_HELD, /* user space asked for it */
+	LB_PAUSED_RATE, /* over the rate of the listener, or of the client's address */
 };
 
 enum lb_post_kind {
 	LB_POST_FORWARD, /* a message of the source named, which user space has taken over */
 	LB_POST_REPLY, /* an answer of the balancer's own to the client named */
+	LB_POST_CHARGE, /* no message: one of user space's is charged to the rates slot and
+			   generation */
 };
 
 enum lb_balance {
@@ -87,6 +90,8 @@ enum lb_counter {
 	LB_PAUSES_LIMIT,
 	LB_PAUSES_NO_UPSTREAM,
 	LB_PAUSES_HELD,
+	LB_PAUSES_RATE,
+	LB_DROPPED_RATE_LIMITED, /* over a rate that denies */
 	LB_COUNTERS,
 };
 
@@ -134,6 +139,19 @@ struct lb_backend {
 	__u64 sent; /* requests that get a response */
 	__u64 answered;
 	__u64 pad1[6];
+};
+
+/*
+ * A token bucket (lb_rate.h). User space writes the first fields, while no slot refers
+ * to it, any program the last: programs need all of them at once, so they share a line.
+ */
+struct lb_rate {
+	__u64 interval; /* nanoseconds for a message */
+	__u64 burst; /* nanoseconds for all that may come at once */
+	__u32 deny; /* what is over is dropped; else it waits */
+	__u32 pad0;
+	__u64 full; /* when it is full again, as bpf_ktime_get_ns() */
+	__u64 pad1[4];
 };
 
 /* Before each message of the post channel. */
@@ -184,7 +202,13 @@ struct lb_slot {
 	__u32 open; /* client: its last request was quiet and may be answered all the same */
 	__u32 opening; /* from parser to verdict: so is the last message of what was measured */
 	__u32 late; /* shared upstream, within the verdict: responses to what was given up */
-	__u32 pad2[11];
+	__u32 denied; /* from parser to verdict: over a rate, to be dropped */
+	__u64 rate_full; /* when the rate is full again, with what was allowed */
+	__u64 address_full;
+	__u32 allowed; /* messages, by its rates: what is not needed is given back */
+	__u32 rate; /* client, written before insertion: its listener's; 0: none */
+	__u32 address_rate; /* the same: its address's */
+	__u32 pad2[3];
 
 	/* the slot as a destination: any program */
 	__u64 redirected_bytes;
@@ -289,6 +313,7 @@ struct lb_turns {
 _Static_assert(sizeof(struct lb_field) == 32, "lb_field");
 _Static_assert(sizeof(struct lb_framing) == 32 + 8 * 32, "lb_framing");
 _Static_assert(sizeof(struct lb_backend) == 128, "lb_backend");
+_Static_assert(sizeof(struct lb_rate) == 64, "lb_rate");
 _Static_assert(sizeof(struct lb_slot) == 64 + 192 + 128, "lb_slot");
 _Static_assert(__builtin_offsetof(struct lb_slot, consumed_bytes) == 64, "own line");
 _Static_assert(__builtin_offsetof(struct lb_slot, redirected_bytes) == 256, "own line");

@@ -44,6 +44,7 @@ class Pause(enum.IntEnum):
     PAUSED_LIMIT = 2
     PAUSED_NO_UPSTREAM = 3
     PAUSED_HELD = 4
+    PAUSED_RATE = 5
 
 
 class PostKind(enum.IntEnum):
@@ -51,6 +52,7 @@ class PostKind(enum.IntEnum):
 
     FORWARD = 0
     REPLY = 1
+    CHARGE = 2
 
 
 class FlightState(enum.IntEnum):
@@ -100,7 +102,9 @@ class Counter(enum.IntEnum):
     PAUSES_LIMIT = 10
     PAUSES_NO_UPSTREAM = 11
     PAUSES_HELD = 12
-    COUNTERS = 13
+    PAUSES_RATE = 13
+    DROPPED_RATE_LIMITED = 14
+    COUNTERS = 15
 
 
 REASONS = tuple(counter for counter in Counter if counter is not Counter.COUNTERS)
@@ -169,6 +173,23 @@ class Backend(ctypes.Structure):
     answered: int
 
 
+class Rate(ctypes.Structure):
+    """A token bucket; times in nanoseconds."""
+
+    _fields_ = (
+        ("interval", U64),
+        ("burst", U64),
+        ("deny", U32),
+        ("pad0", U32),
+        ("full", U64),
+        ("pad1", U64 * 4),
+    )
+    interval: int
+    burst: int
+    deny: int
+    full: int
+
+
 class Post(ctypes.Structure):
     """What stands before each message of the post channel."""
 
@@ -210,7 +231,13 @@ class Slot(ctypes.Structure):
         ("open", U32),
         ("opening", U32),
         ("late", U32),
-        ("pad2", U32 * 11),
+        ("denied", U32),
+        ("rate_full", U64),
+        ("address_full", U64),
+        ("allowed", U32),
+        ("rate", U32),
+        ("address_rate", U32),
+        ("pad2", U32 * 3),
         ("redirected_bytes", U64),
         ("base", U64),
         ("sent", U64),
@@ -239,6 +266,8 @@ class Slot(ctypes.Structure):
     written_off: int
     flights: int
     flight_mask: int
+    rate: int
+    address_rate: int
     consumed_bytes: int
     passed_messages: int
     paused: int
@@ -366,6 +395,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "lb_framing": Framing,
     "lb_pool": Pool,
     "lb_backend": Backend,
+    "lb_rate": Rate,
     "lb_slot": Slot,
     "lb_upstream": Upstream,
     "lb_route": Route,

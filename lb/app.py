@@ -62,6 +62,7 @@ def sizes(settings: config.Config, connections: int) -> Sizes:
         max_message=max(listener.framing.max_message for listener in settings.listeners),
         shared_routes=len(shared),
         flights=max(1, sum(_places(pool) for pool in shared)),
+        rates=_rates(settings, connections),
         heads=any(listener.framing.error_reply is not None for listener in settings.listeners),
     )
 
@@ -69,6 +70,13 @@ def sizes(settings: config.Config, connections: int) -> Sizes:
 def _places(pool: config.Pool) -> int:
     """Places for the requests on the shared upstreams of a pool."""
     return len(pool.backends) * pool.connections_per_backend * table_size(pool.max_in_flight)
+
+
+def _rates(settings: config.Config, connections: int) -> int:
+    limits = [listener.limits for listener in settings.listeners]
+    rates = sum(limit.rate is not None for limit in limits)
+    # Each client may have an address of its own, and as many that have left are remembered.
+    return rates + (2 * connections if any(limit.rate_per_address for limit in limits) else 0)
 
 
 def usable_connections(wanted: int) -> int:

@@ -7,9 +7,18 @@ from pathlib import Path
 from typing import TypedDict
 
 import lb
+from lb import config
 from lb.backends import Backend, Health
 from lb.server import Server
 from lb.server.context import Listening, Pool
+
+
+class RateStatus(TypedDict):
+    """How many messages may come, and what becomes of more."""
+
+    messages_per_second: int
+    burst: int
+    over: str
 
 
 class LimitsStatus(TypedDict):
@@ -18,6 +27,8 @@ class LimitsStatus(TypedDict):
     max_clients: int | None
     max_clients_per_address: int | None
     idle_seconds: float
+    rate: RateStatus | None
+    rate_per_address: RateStatus | None
 
 
 class ListenerStatus(TypedDict):
@@ -132,6 +143,8 @@ class Status:
                 max_clients=listening.config.limits.max_clients,
                 max_clients_per_address=listening.config.limits.max_clients_per_address,
                 idle_seconds=listening.idle,
+                rate=_rate(listening.config.limits.rate),
+                rate_per_address=_rate(listening.config.limits.rate_per_address),
             ),
             accepted=listening.accepted,
             refused=_seen(listening.refused),
@@ -166,6 +179,12 @@ class Status:
             responses=sum(row.responses for row in rows),
             connect_failures=dict(backend.connect_failures),
         )
+
+
+def _rate(rate: config.Rate | None) -> RateStatus | None:
+    if rate is None:
+        return None
+    return RateStatus(messages_per_second=rate.messages_per_second, burst=rate.burst, over=rate.over.value)
 
 
 def _seen(counts: Counter[str]) -> dict[str, int]:

@@ -1,8 +1,8 @@
 """The `listeners` section: addresses, and the framing and pool behind each."""
 
-from lb.config.model import Address, Limits, Listener
+from lb.config.model import Address, Limits, Listener, Over, Rate
 from lb.config.protocols import Protocols
-from lb.config.scalars import integer, read_duration, read_listen_address, read_name
+from lb.config.scalars import choice, integer, read_duration, read_listen_address, read_name
 from lb.config.value import Section, Value, either, refuse_duplicates, show, suggest
 from lb.framing import Framing, Ordering
 
@@ -11,6 +11,8 @@ _DEFAULT_PROTOCOL = "length-prefixed"
 _SHARED_WIDTHS = (2, 4, 8)  # of ids that the kernel program can exchange
 
 _read_clients = integer(1, 1 << 20, "a listener for nobody is better removed; no sockmap holds more")
+_read_rate_number = integer(1, 1_000_000, "none at all is a listener less, more is no limit")
+_read_over = choice(Over)
 
 
 class Listeners:
@@ -115,11 +117,23 @@ class Listeners:
 
 
 def _read_limits(value: Value) -> Limits | None:
-    section = value.section("max_clients", "max_clients_per_address", "idle")
+    section = value.section("max_clients", "max_clients_per_address", "idle", "rate", "rate_per_address")
     if section is None:
         return None
     return Limits(
         max_clients=section.optional("max_clients", _read_clients, None),
         max_clients_per_address=section.optional("max_clients_per_address", _read_clients, None),
         idle=section.optional("idle", read_duration, None),
+        rate=section.optional("rate", _read_rate, None),
+        rate_per_address=section.optional("rate_per_address", _read_rate, None),
     )
+
+
+def _read_rate(value: Value) -> Rate | None:
+    section = value.section("messages_per_second", "burst", "over")
+    if section is None:
+        return None
+    rate = section.required("messages_per_second", _read_rate_number, "1000")
+    burst = section.optional("burst", _read_rate_number, rate)
+    over = section.optional("over", _read_over, Over.WAIT)
+    return None if rate is None or burst is None else Rate(rate, burst, over)

@@ -62,16 +62,35 @@ class Runtime:
     buffer_budget: int = 1 << 20
 
 
+class Over(StrEnum):
+    """What becomes of messages over a rate."""
+
+    WAIT = "wait"
+    DENY = "deny"
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A token bucket: `burst` messages at once, and then as many as come in a second."""
+
+    messages_per_second: int
+    burst: int
+    over: Over = Over.WAIT
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The most clients that a listener serves at once, in all and from one address; None: any number.
 
     `idle`: how long a client may send nothing, in seconds; None: as its pool says.
+    `rate`, `rate_per_address`: of messages, of all clients and of those from one address; None: any.
     """
 
     max_clients: int | None = None
     max_clients_per_address: int | None = None
     idle: float | None = None
+    rate: Rate | None = None
+    rate_per_address: Rate | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ class Sizes:
     inflight: int = 1 << 16  # outstanding requests that are told apart by ids
     shared_routes: int = 0  # pools whose clients share their upstreams
     flights: int = 1  # places in the tables of these upstreams (flights.table_size)
+    rates: int = 0  # token buckets
     heads: bool = True  # whether any framing keeps their beginnings
 
 
@@ -60,6 +61,7 @@ def load(sizes: Sizes) -> DataPlane:
             opened.set_max_entries("lb_flights", sizes.flights)
             opened.set_max_entries("lb_inflight", sizes.inflight)
             opened.set_max_entries("lb_heads", sizes.inflight if sizes.heads else 1)
+            opened.set_max_entries("lb_rates", sizes.rates + 1)  # 0 is none
             opened.set_max_entries("lb_framings", sizes.framings)
             opened.set_max_entries("lb_backends", sizes.backends)
             opened.set_max_entries("lb_durations", sizes.backends)

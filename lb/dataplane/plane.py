@@ -36,6 +36,7 @@ from lb.dataplane.encode import encode
 from lb.dataplane.flights import FlightTable, table_size
 from lb.dataplane.mapped import MappedSocket
 from lb.dataplane.post import PostChannel
+from lb.dataplane.rates import Rates
 from lb.framing import Framing, Ordering
 from lb.libbpf import ArrayMap, ArrayOfMaps, HashMap, Object, SockMap
 from lb.slots import SlotRef, SlotTable
@@ -58,6 +59,7 @@ class Policy:
     budget: int = 1 << 20  # bytes that may wait for the socket before its senders are paused
     route: int | None = None  # of the client, if it shares its upstreams
     traffic: int = 0  # the client's part of the row of the traffic counters
+    rate: int = 0  # of a client: number of the listener's rate, 0 for none
 
 
 def _check_stands(slot: abi.Slot) -> None:
@@ -96,6 +98,7 @@ class DataPlane:
         self._tables = 0  # places of lb_flights that have been given out
         self.slots = SlotTable(connections)
         self.counters = Counters(loaded)
+        self.rates = Rates(loaded)
         self.canary = Canary(self)
         self.post = PostChannel(self, max_message)
 
@@ -201,8 +204,12 @@ class DataPlane:
         """Gives back a reserved slot whose socket never came."""
         self.slots.retire(ref)
 
-    def insert_client(self, ref: SlotRef, sock: socket.socket, policy: Policy) -> MappedSocket:
+    def insert_client(
+        self, ref: SlotRef, sock: socket.socket, policy: Policy, *, address_rate: int = 0
+    ) -> MappedSocket:
         """Maps a client's socket into its reserved slot: its messages flow from here on.
+
+        ``address_rate`` is the number of its address's rate, 0 for none.
 
         Raises:
             PeerGoneError: the client has closed its side already. The slot stays reserved.
@@ -212,6 +219,8 @@ class DataPlane:
         slot = self._blank_slot(ref, abi.Role.CLIENT, policy)
         slot.route = ref.number if policy.route is None else policy.route
         slot.traffic = policy.traffic
+        slot.rate = policy.rate
+        slot.address_rate = address_rate
         return self._insert(ref, slot, sock)
 
     def insert_upstream(

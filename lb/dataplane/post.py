@@ -33,6 +33,11 @@ class PostChannel:
         """An answer of the balancer's own, as it is to be written."""
         return _post(abi.PostKind.REPLY, client, message)
 
+    @staticmethod
+    def charge(rate: int, address_rate: int) -> bytes:
+        """Charges two rates (0: none) for a message that user space carries, as it is to be written."""
+        return bytes(abi.Post(0, abi.PostKind.CHARGE, rate, address_rate))
+
     def close(self) -> None:
         """Closes the connection."""
         self._plane.remove_own(self._mapped)

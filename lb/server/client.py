@@ -53,6 +53,7 @@ class Client:
         "ref",
         "sock",
         "state",
+        "throttle",
         "upstreams",
     )
 
@@ -72,6 +73,7 @@ class Client:
         self._peer = peer
         self._admission = Admission(self)
         self._attempts: dict[Backend, int] = {}
+        self.throttle = listening.services.buckets.join(listening.config, listening.policy.rate, self.address)
         listening.clients.add(self)
         listening.pool.clients.add(self)
 
@@ -122,7 +124,9 @@ class Client:
             self._admission.failed()
             return
         try:
-            self.mapped = services.plane.insert_client(self.ref, self.sock, self.listening.policy)
+            self.mapped = services.plane.insert_client(
+                self.ref, self.sock, self.listening.policy, address_rate=self.throttle.address_rate
+            )
             services.poller.watch(self.sock.fileno(), self)
         except PeerGoneError:
             self._relay()
@@ -163,7 +167,7 @@ class Client:
         with sock:
             backend.connections += 1
             try:
-                await relay(self.listening, backend, self.sock, sock)
+                await relay(self.listening, backend, self.sock, sock, self.throttle)
             finally:
                 backend.connections -= 1
         self.close(Event.ENDED)
@@ -387,12 +391,15 @@ class Client:
     # While its messages wait
 
     def may_resume(self) -> bool:
-        """Whether one of its upstreams would take a message now."""
+        """Whether one of its upstreams would take a message now, and its rates allow one."""
         mapped = self.mapped
         assert mapped is not None
+        services = self.listening.services
+        plane = services.plane
+        if not services.buckets.ready(self.throttle):
+            return False
         if self.bundle is not None:
             return mapped.has_room and self.bundle.has_room
-        plane = self.listening.services.plane
         only = plane.bound_to(mapped)
         return any(
             upstream.has_room and plane.accepts(upstream.backend.index, bound=only is not None)
@@ -403,6 +410,7 @@ class Client:
     def resume(self) -> None:
         """Lets the programs look at its messages again."""
         assert self.mapped is not None
+        self.listening.services.buckets.go_on(self.throttle)
         try:
             self.listening.services.plane.resume(self.mapped)
         except PeerGoneError:
@@ -426,6 +434,11 @@ class Client:
             return
         self.listening.services.pauses.discard(self)
         self._give_up(self.mapped, reason)
+
+    def due_in(self) -> float | None:
+        """How long its rates let it wait, if that is what it waits for."""
+        buckets = self.listening.services.buckets
+        return None if buckets.ready(self.throttle) else buckets.turn(self.throttle)
 
     def await_space(self) -> bool:
         """Asks for events when connections to backends have space; False if it waits for something else."""
@@ -507,6 +520,7 @@ class Client:
         if reset:
             faults.reset_on_close(self.sock)
         self.sock.close()
+        services.buckets.leave(self.throttle)
         self.listening.clients.discard(self)
         self.listening.pool.clients.discard(self)
 

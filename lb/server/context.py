@@ -17,6 +17,7 @@ from lb.server.pauses import Pauses
 from lb.server.poller import Poller
 from lb.server.poster import Poster
 from lb.server.quiescence import Quiescence
+from lb.server.rates import Buckets
 
 if TYPE_CHECKING:
     from lb.config import Timeouts
@@ -59,6 +60,7 @@ class Services:
     pauses: Pauses
     inquest: Inquest
     poster: Poster
+    buckets: Buckets
     tasks: asyncio.TaskGroup
     losses: Losses
 

@@ -4,7 +4,8 @@ The parser pauses a source in front of a message when there is no room where it 
 (``bpf/lb.bpf.c``). The kernel gives no event when a backlog has run empty, so the destinations of paused
 sources, and of no others, are looked at: after a millisecond at first, then ever more seldom. A destination
 whose backlog does not move for longer has a peer that does not read: its send queue is full, and TCP tells
-when there is space in it. It is looked at again then, or when a long time has passed.
+when there is space in it. It is looked at again then, or when a long time has passed. Sources that wait
+for a rate know their time.
 """
 
 import asyncio
@@ -37,6 +38,9 @@ class Source(Guarded, Protocol):
     def waited(self, seconds: float) -> None:
         """Called while it stands still, with the time since it was paused first."""
 
+    def due_in(self) -> float | None:
+        """Seconds until it should be looked at; None if nobody knows."""
+
     def await_space(self) -> bool:
         """Asks for a call of :meth:`Pauses.hasten` when there is space; False if nothing will tell."""
 
@@ -65,7 +69,8 @@ class Pauses:
     def add(self, source: Source) -> None:
         """A source has been paused; it is resumed as soon as there is room."""
         if source not in self._waiting:
-            self._plan(source, asyncio.get_running_loop().time(), _SHORTEST)
+            delay = max(source.due_in() or 0.0, _SHORTEST)
+            self._plan(source, asyncio.get_running_loop().time(), delay)
             self._sooner.set()
 
     def hasten(self, source: Source) -> None:
@@ -122,7 +127,9 @@ class Pauses:
     def _look_again(self, look: _Look, now: float) -> None:
         source = look.source
         delay = min(2 * look.delay, _LONGEST)
-        if delay == _LONGEST and source.await_space():
+        if (due := source.due_in()) is not None:
+            delay = max(due, _SHORTEST)
+        elif delay == _LONGEST and source.await_space():
             delay = _SELDOM
         self._plan(source, look.since, delay)
         source.waited(now - look.since)

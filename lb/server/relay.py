@@ -13,10 +13,12 @@ import logging
 import socket
 
 from lb.backends import Backend, connect_failure
-from lb.dataplane import sockets
+from lb.dataplane import PostChannel, sockets
 from lb.framing import Direction, Framer
 from lb.server import faults
 from lb.server.context import Listening, Relayed
+from lb.server.rates import Throttle
+from lb.server.waiting import until
 
 _log = logging.getLogger(__name__)
 _CHUNK = 256 * 1024
@@ -40,14 +42,18 @@ async def connect(backend: Backend, seconds: float) -> socket.socket | None:
 
 
 async def relay(
-    listening: Listening, backend: Backend, client: socket.socket, upstream: socket.socket
+    listening: Listening,
+    backend: Backend,
+    client: socket.socket,
+    upstream: socket.socket,
+    throttle: Throttle,
 ) -> None:
     """Sends all whole messages of the client, then FIN, and gives back what comes until the backend's FIN.
 
     A client that does not get all its answers, or sent what is no message, is reset when its socket is
     closed. The sockets stay the caller's.
     """
-    exchange = _Exchange(listening, backend, client, upstream)
+    exchange = _Exchange(listening, backend, client, upstream, throttle)
     try:
         async with asyncio.timeout(listening.timeouts.drain), asyncio.TaskGroup() as group:
             group.create_task(exchange.send(), name=f"requests to {backend}")
@@ -59,11 +65,17 @@ async def relay(
 
 class _Exchange:
     def __init__(
-        self, listening: Listening, backend: Backend, client: socket.socket, upstream: socket.socket
+        self,
+        listening: Listening,
+        backend: Backend,
+        client: socket.socket,
+        upstream: socket.socket,
+        throttle: Throttle,
     ) -> None:
         self.lost = "backend_closed"  # why answers that are missing at the end did not come
         self._listening = listening
         self._backend = backend
+        self._throttle = throttle
         self._client = client
         self._upstream = upstream
         self._requests = Framer(listening.config.framing, Direction.REQUEST)
@@ -79,6 +91,9 @@ class _Exchange:
         """The client's messages, then FIN."""
         while self._requests.error is None and (data := await self._read_client()):
             for message in self._requests.feed(data):
+                if not await self._allowed():
+                    self._listening.services.losses.add("rate_limited", 1)
+                    continue
                 self._outstanding += message.wants_response
                 self._written += len(message.data)
                 if not message.wants_response:
@@ -128,6 +143,21 @@ class _Exchange:
         """Messages without a response that the backend did not acknowledge."""
         acknowledged = sockets.progress(self._upstream).acknowledged - self._acknowledged_before
         return sum(end > acknowledged for end in self._quiet)
+
+    async def _allowed(self) -> bool:
+        """Waits for the client's rates, and charges them; False if the message is denied."""
+        throttle, services = self._throttle, self._listening.services
+        if not throttle.rate and not throttle.address_rate:
+            return True
+        while not services.buckets.ready(throttle):  # noqa: ASYNC110 - tokens come by themselves
+            await asyncio.sleep(services.buckets.turn(throttle))
+        services.buckets.go_on(throttle)
+        if services.buckets.denies(throttle):
+            return False
+        charged = services.buckets.charged(throttle)
+        await services.poster.send(PostChannel.charge(throttle.rate, throttle.address_rate))
+        await until(lambda: services.buckets.charged(throttle) != charged)
+        return True
 
     async def _read_client(self) -> bytes:
         try:

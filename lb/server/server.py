@@ -19,6 +19,7 @@ from lb.server.pauses import Pauses
 from lb.server.poller import Poller
 from lb.server.poster import Poster
 from lb.server.quiescence import Quiescence
+from lb.server.rates import Buckets
 from lb.server.waiting import until
 from lb.server.weights import Weights
 
@@ -108,6 +109,7 @@ class Server:
                             pauses,
                             inquest,
                             poster,
+                            Buckets(self.plane.rates),
                             connections,
                             self.losses,
                         )
@@ -182,6 +184,7 @@ class Server:
                     self._settings.runtime.buffer_budget,
                     route=pool.route,
                     traffic=rows[0] if shared else 0,
+                    rate=services.buckets.new(listener.limits.rate) if listener.limits.rate else 0,
                 ),
                 services=services,
                 traffic={backend.index: row for backend, row in zip(pool.backends, rows, strict=True)},

@@ -311,6 +311,10 @@ class Upstream:
         """Tells the owner."""
         self.owner.kept_waiting(self, seconds)
 
+    def due_in(self) -> float | None:
+        """Nobody knows when a client reads."""
+        return None
+
     def await_space(self) -> bool:
         """Asks for an event when the client's connection has space."""
         return self.owner.watch_taker(self)

@@ -46,6 +46,7 @@ def plane() -> Iterator[DataPlane]:
         max_message=LARGEST,
         shared_routes=1,
         flights=256,
+        rates=4,
     )
     with closing(load(sizes)) as plane:
         yield plane

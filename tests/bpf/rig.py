@@ -196,8 +196,8 @@ class Client(End):
 
     upstreams: list[Upstream]
 
-    def map(self, policy: Policy) -> MappedSocket:
-        self._mapped = self.plane.insert_client(self.ref, self.near, policy)
+    def map(self, policy: Policy, address_rate: int = 0) -> MappedSocket:
+        self._mapped = self.plane.insert_client(self.ref, self.near, policy, address_rate=address_rate)
         return self._mapped
 
     def expect_paused(self, why: abi.Pause, *messages: bytes) -> None:
@@ -284,6 +284,7 @@ class Rig:
         mapped: bool = True,
         host: str = "127.0.0.1",
         half_message: float = 2 * LIMIT,
+        address_rate: int = 0,
     ) -> Client:
         """A client with an upstream to each backend."""
         far, near = self.connect(host, half_message=half_message)
@@ -291,7 +292,7 @@ class Rig:
         self._stack.callback(client.remove)
         client.upstreams = [self.upstream(client, policy, backend) for backend in backends]
         if mapped:
-            client.map(policy)
+            client.map(policy, address_rate)
         return client
 
     def share(self, framing: Framing = PREFIXED, *, max_in_flight: int = 32, batch: int = 64) -> Policy:

@@ -17,6 +17,11 @@ from tests.e2e.messages import message, read_answer
 from tests.e2e.polling import eventually, eventually_equal
 from tests.e2e.processes import SOCKMAP_LB
 
+RATES: Tree = {
+    "rate": {"messages_per_second": 7},
+    "rate_per_address": {"messages_per_second": 5, "burst": 2, "over": "deny"},
+}
+
 
 def descriptors(balancer: Balancer) -> int:
     return len(list(Path(f"/proc/{balancer.pid}/fd").iterdir()))
@@ -167,11 +172,23 @@ class TestListener:
     def test_status(self, lab: Lab) -> None:
         tree = lab.tree([lab.backend()], timeouts={"idle": "7s"})
         (rpc,) = tree["listeners"]
-        limits = {"max_clients": 9, "max_clients_per_address": 3, "idle": "90s"}
+        limits = {"max_clients": 9, "max_clients_per_address": 3, "idle": "90s"} | RATES
         tree["listeners"].append(rpc | {"name": "other", "limits": limits})
         plain, other = lab.balancer(tree).status()["listeners"]
-        assert plain["limits"] == {"max_clients": None, "max_clients_per_address": None, "idle_seconds": 7.0}
-        assert other["limits"] == {"max_clients": 9, "max_clients_per_address": 3, "idle_seconds": 90.0}
+        assert plain["limits"] == {
+            "max_clients": None,
+            "max_clients_per_address": None,
+            "idle_seconds": 7.0,
+            "rate": None,
+            "rate_per_address": None,
+        }
+        assert other["limits"] == {
+            "max_clients": 9,
+            "max_clients_per_address": 3,
+            "idle_seconds": 90.0,
+            "rate": {"messages_per_second": 7, "burst": 7, "over": "wait"},
+            "rate_per_address": {"messages_per_second": 5, "burst": 2, "over": "deny"},
+        }
 
 
 def come_from(lab: Lab, balancer: Balancer, address: str) -> Client:

@@ -21,7 +21,9 @@ from lb.config import (
     HealthCheck,
     Limits,
     Listener,
+    Over,
     Pool,
+    Rate,
     Runtime,
     Timeouts,
     load,
@@ -47,7 +49,8 @@ listeners:
     address: 0.0.0.0:7000
     protocol: acme
     pool: workers
-    limits: {max_clients: 5000, max_clients_per_address: 100, idle: 90s}
+    limits: {max_clients: 5000, max_clients_per_address: 100, idle: 90s, rate: {messages_per_second: 9},
+             rate_per_address: {messages_per_second: 5, burst: 2, over: deny}}
 pools:
   - name: workers
     balance: least_outstanding
@@ -125,7 +128,13 @@ def test_every_key_has_its_meaning() -> None:
                 at("0.0.0.0", 7000),
                 acme,
                 "workers",
-                Limits(max_clients=5000, max_clients_per_address=100, idle=90.0),
+                Limits(
+                    max_clients=5000,
+                    max_clients_per_address=100,
+                    idle=90.0,
+                    rate=Rate(messages_per_second=9, burst=9, over=Over.WAIT),
+                    rate_per_address=Rate(messages_per_second=5, burst=2, over=Over.DENY),
+                ),
             ),
         ),
         pools=(
@@ -635,7 +644,33 @@ def test_limits_of_listeners_and_backends_are_where_they_are_said_to_be(
 @pytest.mark.parametrize(
     ("limits", "expected"),
     [
-        ("7", ": is `7`; write a mapping with the keys max_clients, max_clients_per_address, idle"),
+        (
+            "7",
+            (
+                ": is `7`; write a mapping with the keys max_clients, max_clients_per_address, idle, rate,"
+                " rate_per_address"
+            ),
+        ),
+        ("{rate: 7}", ".rate: is `7`; write a mapping with the keys messages_per_second, burst, over"),
+        ("{rate: {burst: 7}}", ".rate.messages_per_second: is missing; add `messages_per_second: 1000`"),
+        (
+            "{rate_per_address: {messages_per_second: 0}}",
+            (
+                ".rate_per_address.messages_per_second: 0 is outside 1..1000000 (none at all is a listener"
+                " less, more is no limit); use 1 or more"
+            ),
+        ),
+        (
+            "{rate: {messages_per_second: 5, burst: 2000000}}",
+            (
+                ".rate.burst: 2000000 is outside 1..1000000 (none at all is a listener less, more is no"
+                " limit); use 1000000 or less"
+            ),
+        ),
+        (
+            "{rate: {messages_per_second: 5, over: wiat}}",
+            ".rate.over: `wiat` is not a choice here; did you mean `wait`?",
+        ),
         ("{max_client: 7}", ".max_client: unknown key; did you mean `max_clients`?"),
         ("{max_clients: many}", ".max_clients: is `many`; write a whole number, such as 16 or 0x10"),
         ("{max_clients: none}", ".max_clients: is `none`; write a whole number, such as 16 or 0x10"),
