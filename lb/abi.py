@@ -274,6 +274,7 @@ class Slot(ctypes.Structure):
     started: int
     chosen: int
     target: int
+    open: int
     target_generation: int
     redirected_bytes: int
     sent: int

@@ -495,7 +495,7 @@ class DataPlane:
     def bound_to(self, client: MappedSocket) -> int | None:
         """The slot of the only upstream that a client's next message may go to, if its order demands that."""
         slot = self._slots[client.ref.number]
-        if slot.framing not in self._in_order or not client.outstanding:
+        if slot.framing not in self._in_order or not (client.outstanding or slot.open):
             return None
         return self._routes[client.ref.number].upstreams[slot.chosen].slot
 

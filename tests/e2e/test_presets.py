@@ -4,7 +4,9 @@ import itertools
 import random
 import struct
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import bmemcached
@@ -93,6 +95,39 @@ def test_thriftpy2(lab: Lab, thrift: tuple[Balancer, list[Process]]) -> None:
         list(range(60)),
     )
     settled(balancer, messages=240, responses=180)
+
+
+def test_fifty_thriftpy2_clients_over_shared_connections(lab: Lab) -> None:
+    """Every call has the sequence id 0."""
+    _, endpoints = start(
+        lab, lambda name, port: [sys.executable, "-m", "tests.e2e.thrift_server", name, str(port)]
+    )
+    balancer = lab.serve(endpoints, protocol="thrift-framed", connections="shared")
+    host, port = balancer.listeners["rpc"]
+    all_connected = threading.Barrier(50, timeout=LIMIT)
+
+    def ask(who: int) -> int:
+        right = 0
+        with (
+            lab.here.entered(),
+            client_context(
+                demo.Demo,
+                host,
+                port,
+                trans_factory=TFramedTransportFactory(),
+                socket_timeout=int(LIMIT * 1000),
+            ) as client,
+        ):
+            all_connected.wait()
+            for number in range(1000 * who, 1000 * who + 20):
+                for method in (client.told, getattr(client, LONG)):
+                    right += method(number).startswith(f"{number} told by ")
+        return right
+
+    with ThreadPoolExecutor(50) as threads:
+        assert list(threads.map(ask, range(50))) == [40] * 50
+    assert set(balancer.metrics().by("backend", "backend_connections").values()) == {2}
+    settled(balancer, messages=2000, responses=2000)
 
 
 def call(method: str, number: int, kind: int = 1) -> bytes:
