@@ -9,6 +9,7 @@ import logging
 import resource
 import signal
 import socket
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -17,9 +18,10 @@ import uvloop
 from lb import config, privileges
 from lb.admin import Admin
 from lb.dataplane import DataPlane, MachineError, Sizes, load, selftest, sockets, table_size
+from lb.framing import Framing
 from lb.metrics import Metrics
 from lb.server import Server
-from lb.server.listener import bind
+from lb.server.accepting import bind
 from lb.status import Status
 
 _log = logging.getLogger(__name__)
@@ -41,18 +43,20 @@ def run(settings: config.Config, source: Path) -> None:
         plane = load(sizes(settings, connections))
         stack.callback(plane.close)
         bound = [stack.enter_context(_bind(settings, listener)) for listener in settings.listeners]
+        workers = {name: stack.enter_context(sock) for name, sock in _bind_workers(settings)}
         admin = settings.admin.address
         admin_socket = stack.enter_context(_bind_admin(admin)) if admin is not None else None
         _log.info("%s", privileges.drop(settings.runtime.user))
         sockets.require_buffer(max(listener.framing.max_message for listener in settings.listeners))
         selftest.require(plane)
-        uvloop.run(_serve(settings, source, plane, bound, admin_socket))
+        uvloop.run(_serve(settings, source, plane, bound, workers, admin_socket))
 
 
 def sizes(settings: config.Config, connections: int) -> Sizes:
     """What a configuration needs, and the self-test."""
     listeners = len(settings.listeners)
     backends = sum(len(pool.backends) for pool in settings.pools)
+    backends += sum(pool.workers.numbers for pool in settings.pools if pool.workers is not None)
     shared = [pool for pool in settings.pools if pool.connections is config.Connections.SHARED]
     return Sizes(
         connections=max(connections, selftest.SLOTS),  # which come back before the first client does
@@ -69,7 +73,13 @@ def sizes(settings: config.Config, connections: int) -> Sizes:
 
 def _places(pool: config.Pool) -> int:
     """Places for the requests on the shared upstreams of a pool."""
-    return len(pool.backends) * pool.connections_per_backend * table_size(pool.max_in_flight)
+    upstreams = len(pool.backends) * pool.connections_per_backend + _workers(pool)
+    return upstreams * table_size(pool.max_in_flight)
+
+
+def _workers(pool: config.Pool) -> int:
+    """The most workers that a pool can have."""
+    return pool.workers.most if pool.workers is not None else 0
 
 
 def _rates(settings: config.Config, connections: int) -> int:
@@ -106,10 +116,22 @@ def usable_connections(wanted: int) -> int:
 
 
 def _bind(settings: config.Config, listener: config.Listener) -> socket.socket:
+    return _bind_address(listener.address, listener.framing, settings.pool(listener.pool).timeouts)
+
+
+def _bind_workers(settings: config.Config) -> Iterator[tuple[str, socket.socket]]:
+    """A socket for each pool that accepts workers and is in use."""
+    framings = {listener.pool: listener.framing for listener in settings.listeners}
+    for pool in settings.pools:
+        if pool.workers is not None and pool.name in framings:
+            yield pool.name, _bind_address(pool.workers.address, framings[pool.name], pool.timeouts)
+
+
+def _bind_address(address: config.Address, framing: Framing, timeouts: config.Timeouts) -> socket.socket:
     try:
-        return bind(listener, settings.pool(listener.pool).timeouts)
+        return bind(address, framing.max_message, timeouts)
     except OSError as error:
-        raise privileges.explain_bind(error, str(listener.address)) from error
+        raise privileges.explain_bind(error, str(address)) from error
 
 
 def _bind_admin(address: config.Address) -> socket.socket:
@@ -128,9 +150,10 @@ async def _serve(
     source: Path,
     plane: DataPlane,
     bound: list[socket.socket],
+    workers: dict[str, socket.socket],
     admin_socket: socket.socket | None,
 ) -> None:
-    server = Server(settings, plane, bound)
+    server = Server(settings, plane, bound, workers)
     status = Status(server, source)
     admin = Admin(Metrics(server), status)
     stop = asyncio.Event()

@@ -46,7 +46,7 @@ def last_level(backends: Sequence[Levelled], threshold: int) -> int:
     known to be down. So 0 asks for the next level when a whole level is down, 100 when any of it is. When no
     level has enough, all serve.
     """
-    levels = sorted({backend.priority for backend in backends})
+    levels = sorted({backend.priority for backend in backends}) or [0]
     for level in levels:
         members = [backend for backend in backends if backend.priority == level]
         usable = sum(backend.weight for backend in members if backend.usable)

@@ -110,6 +110,10 @@ class _ServerCollector(Collector):
                 refused.add_metric((name, reason), count)
             for reason, count in listening.protocol_errors.items():
                 errors.add_metric((name, reason), count)
+        for pool in self._server.pools:
+            if pool.workers is not None:  # a pool's own door, told from listeners by what no name can hold
+                for reason, count in pool.workers.refused.items():
+                    refused.add_metric((f"{pool.config.name}/accept", reason), count)
         yield from (now, total, refused, errors)
 
     def _backends(self) -> Iterator[Metric]:

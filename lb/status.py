@@ -68,6 +68,8 @@ class PoolStatus(TypedDict):
     name: str
     balance: str
     connections: str
+    accept: str | None
+    refused_workers: dict[str, int]
     batch: int
     backends: list[BackendStatus]
 
@@ -156,6 +158,8 @@ class Status:
             name=pool.config.name,
             balance=pool.config.balance.value,
             connections=pool.config.connections.value,
+            accept=pool.workers.address if pool.workers is not None else None,
+            refused_workers=_seen(pool.workers.refused) if pool.workers is not None else {},
             batch=pool.config.batch,
             backends=[self._backend(pool, backend) for backend in pool.backends],
         )

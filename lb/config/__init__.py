@@ -16,6 +16,7 @@ from lb.config.model import (
     Rate,
     Runtime,
     Timeouts,
+    Workers,
 )
 from lb.config.parse import load, parse
 
@@ -36,6 +37,7 @@ __all__ = [
     "Rate",
     "Runtime",
     "Timeouts",
+    "Workers",
     "load",
     "parse",
 ]

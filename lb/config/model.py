@@ -3,7 +3,7 @@
 import socket
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from lb.framing import Framing
 
@@ -119,6 +119,31 @@ class Backend:
     priority: int = 0
 
 
+LOCAL_NETWORKS: tuple[IPv4Network | IPv6Network, ...] = (
+    IPv4Network("127.0.0.0/8"),
+    IPv6Network("::1/128"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Backends that connect to the balancer: where, from which networks, and how many connections at once."""
+
+    address: Address
+    allow: tuple[IPv4Network | IPv6Network, ...] = LOCAL_NETWORKS
+    most: int = 16
+
+    @property
+    def numbers(self) -> int:
+        """Of the backends that they can be: that of one that has just left is not free at once."""
+        return 2 * self.most
+
+    def allows(self, host: str) -> bool:
+        """Whether a worker may come from an address."""
+        address = ip_address(host.partition("%")[0])
+        return any(address in network for network in self.allow)
+
+
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
     """How often to try a backend, in seconds, and how many results in a row change its state."""
@@ -151,6 +176,8 @@ class Timeouts:
 class Pool:
     """Backends that answer the same requests; without a health check they are taken as alive.
 
+    `workers`: that connect by themselves; there may be no others then.
+
     With shared connections, `connections_per_backend` of them carry the messages of all clients, and each has
     at most `max_in_flight` requests without a response.
 
@@ -160,6 +187,7 @@ class Pool:
 
     name: str
     backends: tuple[Backend, ...]
+    workers: Workers | None = None
     balance: Balance = Balance.LEAST_OUTSTANDING
     connections: Connections = Connections.PER_CLIENT
     connections_per_backend: int = 2

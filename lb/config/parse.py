@@ -49,8 +49,9 @@ def _read_config(value: Value) -> Config | None:
     admin = section.optional("admin", _read_admin, Admin())
     runtime = section.optional("runtime", _read_runtime, Runtime())
     protocols = Protocols(section.entries.get("protocols"))
-    pools = section.required("pools", Pools, "[{name: workers, backends: [...]}]")
     taken = {} if admin.address is None else {admin.address: "admin.address"}
+    example = "[{name: workers, backends: [...]}]"
+    pools = section.required("pools", lambda entry: Pools(entry, taken), example)
     listeners = section.required(
         "listeners",
         lambda entry: Listeners(

@@ -1,6 +1,18 @@
 """The `pools` section: backends, and how messages spread over them."""
 
-from lb.config.model import Backend, Balance, Connections, HealthCheck, Pool, Timeouts
+from ipaddress import IPv4Network, IPv6Network
+
+from lb.config.model import (
+    LOCAL_NETWORKS,
+    Address,
+    Backend,
+    Balance,
+    Connections,
+    HealthCheck,
+    Pool,
+    Timeouts,
+    Workers,
+)
 from lb.config.scalars import (
     choice,
     duration,
@@ -8,9 +20,11 @@ from lb.config.scalars import (
     percent,
     read_backend_address,
     read_duration,
+    read_listen_address,
     read_name,
+    read_network,
 )
-from lb.config.value import Value, refuse_duplicates
+from lb.config.value import Section, Value, refuse_duplicates, show
 
 _MAX_POOLS = 63  # the kernel's table has 64 places, and the self-test needs one
 _MAX_BACKENDS = 1024
@@ -19,6 +33,7 @@ MAX_SHARED = 32  # connections of a pool that all clients share: the kernel prog
 _read_balance = choice(Balance, absent={Balance.HASH})
 _read_connections = choice(Connections)
 _read_per_backend = integer(1, 32, "the kernel program looks at no more than 32 connections of a pool")
+_read_most_workers = integer(1, MAX_SHARED, "the kernel program looks at no more connections of a pool")
 _read_in_flight = integer(1, 16384, "half of all 16-bit ids are in use then")
 _read_weight = integer(0, 256, "0 takes no new messages; the kernel's turns are too coarse for more than 256")
 _read_batch = integer(1, 64, "the kernel program measures at most 64 messages at once")
@@ -38,7 +53,9 @@ class Pools:
     says that a name is missing. `shared` are those whose clients share their connections.
     """
 
-    def __init__(self, value: Value) -> None:
+    def __init__(self, value: Value, taken: dict[Address, str]) -> None:
+        """`taken` says who has an address."""
+        self._taken = taken
         self.pools: list[Pool] = []
         self._backends = 0
         items = value.items("a list of pools")
@@ -66,11 +83,18 @@ class Pools:
             "timeouts",
             "panic_threshold",
             "slow_start",
+            "accept",
+            "allow",
+            "max_workers",
         )
         if section is None:
             return None
         name = section.required("name", read_name, "workers")
-        backends = section.required("backends", self._read_backends, "[{name: a, address: 10.0.0.11:9000}]")
+        backends: tuple[Backend, ...] | None = ()
+        if "backends" in section.entries or "accept" not in section.entries:
+            example = "[{name: a, address: 10.0.0.11:9000}]"
+            backends = section.required("backends", self._read_backends, example)
+        workers = self._read_workers(section)
         balance = section.optional("balance", _read_balance, Balance.LEAST_OUTSTANDING)
         connections = section.optional("connections", _read_connections, Connections.PER_CLIENT)
         batch = section.optional("batch", _read_batch, 64)
@@ -80,14 +104,17 @@ class Pools:
         each = section.optional("connections_per_backend", _read_per_backend, default.connections_per_backend)
         in_flight = section.optional("max_in_flight", _read_in_flight, default.max_in_flight)
         if connections is not Connections.SHARED:
-            for key in ("connections_per_backend", "max_in_flight"):
+            for key in ("connections_per_backend", "max_in_flight", "accept", "allow", "max_workers"):
                 if key in section.entries:
                     section.entries[key].fail("is for shared connections only", "add `connections: shared`")
-        elif backends is not None and len(backends) * each > MAX_SHARED:
-            section.entries.get("connections_per_backend", value).fail(
-                f"makes {len(backends) * each} connections (of a pool at most {MAX_SHARED})",
-                "use fewer for each backend, or several pools",
-            )
+        elif backends is not None:
+            count = len(backends) * each + (workers.most if workers is not None else 0)
+            if count > MAX_SHARED:
+                key = "connections_per_backend" if workers is None else "max_workers"
+                section.entries.get(key, value).fail(
+                    f"makes {count} connections (of a pool at most {MAX_SHARED})",
+                    "use fewer for each backend, or several pools",
+                )
         panic_threshold = section.optional("panic_threshold", _read_panic_threshold, 50)
         slow_start = section.optional("slow_start", _read_slow_start, 0.0)
         if name is None or backends is None:
@@ -95,6 +122,7 @@ class Pools:
         return Pool(
             name,
             backends,
+            workers,
             balance,
             connections,
             each,
@@ -105,6 +133,32 @@ class Pools:
             panic_threshold=panic_threshold,
             slow_start=slow_start,
         )
+
+    def _read_workers(self, section: Section) -> Workers | None:
+        if "accept" not in section.entries:
+            for key in ("allow", "max_workers"):
+                if key in section.entries:
+                    section.entries[key].fail("is for workers only", "add `accept: 0.0.0.0:7900`")
+            return None
+        address = section.required("accept", self._read_address, "0.0.0.0:7900")
+        allow = section.optional("allow", _read_networks, LOCAL_NETWORKS)
+        most = section.optional("max_workers", _read_most_workers, 16)
+        if address is None:
+            return None
+        workers = Workers(address, allow, most)
+        self._backends += workers.numbers
+        return workers
+
+    def _read_address(self, value: Value) -> Address | None:
+        address = read_listen_address(value)
+        if address is None or address.port == 0:
+            return address
+        if address in self._taken:
+            problem = f"{show(str(address))} is taken by {self._taken[address]}"
+            value.fail(problem, "use another address or port")
+            return None
+        self._taken[address] = value.path
+        return address
 
     def _read_backends(self, value: Value) -> tuple[Backend, ...] | None:
         items = value.items("a list of backends with name and address")
@@ -123,6 +177,12 @@ class Pools:
                 "has only weights of 0, so no message can be sent", "give one backend a weight above 0"
             )
         return tuple(backends)
+
+
+def _read_networks(value: Value) -> tuple[IPv4Network | IPv6Network, ...] | None:
+    items = value.items("a list of networks such as [10.0.0.0/8]")
+    networks = [network for item in items if (network := read_network(item))]
+    return tuple(networks) if items and len(networks) == len(items) else None
 
 
 def _read_backend(value: Value) -> Backend | None:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Collection
 from enum import StrEnum
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import TypeVar
 
 import yaml
@@ -118,6 +118,18 @@ def read_listen_address(value: Value) -> Address | None:
     """Read an address to listen at; port 0 lets the kernel choose."""
     text = value.text(_ADDRESS_EXAMPLE)
     return None if text is None else _address(value, text)
+
+
+def read_network(value: Value) -> IPv4Network | IPv6Network | None:
+    """Read a network, or a single address."""
+    text = value.text("a network such as 10.0.0.0/8")
+    if text is None:
+        return None
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        value.fail(f"{show(text)} is not a network ({error})", "write one such as 10.0.0.0/8 or fd00::/8")
+        return None
 
 
 def read_backend_address(value: Value) -> Address | None:

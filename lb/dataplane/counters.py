@@ -58,6 +58,14 @@ class Counters:
         """The sums of one row."""
         return Traffic(*_add_up(self._traffic, row))
 
+    def clear_traffic(self, row: int) -> None:
+        """Starts a row again from 0; nobody may count there meanwhile."""
+        self._traffic.update(row, bytes(self._traffic.stride * self._traffic.cpus))
+
+    def clear_durations(self, backend: int) -> None:
+        """Starts a histogram again from 0; nobody may count there meanwhile."""
+        self._durations.update(backend, bytes(self._durations.stride * self._durations.cpus))
+
     def durations(self, backend: int) -> Durations:
         """The histogram of one backend."""
         total, *buckets = _add_up(self._durations, backend)

@@ -13,12 +13,13 @@ class MappedSocket:
     Its numbers are the kernel's, live.
     """
 
-    __slots__ = ("_acknowledged_before", "_sent_before", "_slot", "cookie", "ref", "sock")
+    __slots__ = ("_acknowledged_before", "_sent_before", "_slot", "cookie", "ref", "sock", "taken")
 
     def __init__(self, ref: SlotRef, sock: socket.socket, slot: abi.Slot, cookie: int) -> None:
         self.ref = ref
         self.sock = sock
         self.cookie = cookie
+        self.taken = 0  # bytes that its owner had read before it was mapped
         self._slot = slot
         before = sockets.progress(sock)
         self._sent_before = before.written
@@ -107,7 +108,7 @@ class MappedSocket:
         A FIN of the peer counts as a byte.
         """
         received = sockets.progress(self.sock).received
-        return max(0, received - self._slot.consumed_bytes)
+        return max(0, received - self.taken - self._slot.consumed_bytes)
 
     def hold(self) -> None:
         """Makes the parser pause in front of the next message."""

@@ -80,8 +80,9 @@ class _Elements(Map):
         return self.value_size
 
     def _put_value(self, value: bytes) -> None:
-        if len(value) != self.value_size:
-            raise ValueError(f"map {self.name}: a value has {self.value_size} bytes, not {len(value)}")
+        size = self._transfer_size()
+        if len(value) != size:
+            raise ValueError(f"map {self.name}: a value has {size} bytes, not {len(value)}")
         self._value.raw = value
 
 
@@ -178,6 +179,15 @@ class PerCpuArray(_Indexed):
         self._put_index(index)
         self._lookup_elem(self.fd, self._key_ref, self._value_ref)
         return self._value.raw
+
+    def update(self, index: int, values: bytes) -> None:
+        """Replace the values of all CPUs, `cpus` times `stride` bytes.
+
+        Raises OSError: E2BIG for an index out of range.
+        """
+        self._put_index(index)
+        self._put_value(values)
+        self._update_elem(self.fd, self._key_ref, self._value_ref, UpdateFlag.ANY)
 
 
 class HashMap(_Elements):

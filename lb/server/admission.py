@@ -36,11 +36,11 @@ class Admission:
         """Starts to connect to the client's share of the backends that are not known to be down."""
         client = self._client
         chosen = self.choose()
-        if not chosen:
+        if not chosen and client.listening.pool.workers is None:
             client.refuse("no_backend")
             return
         if client.bundle is not None:
-            client.splice()
+            client.splice()  # its messages wait for a worker, if there is none
             return
         upstreams = []
         for backend in chosen:

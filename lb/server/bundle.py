@@ -45,13 +45,19 @@ class Bundle:
         """``listenings``: all that use the pool; they speak the same framing."""
         self.services = services
         self.framing: Framing = listenings[0].config.framing
+        self.listenings = listenings
         self.upstreams: dict[int, Upstream] = {}
         self._pool = pool
-        self._listenings = listenings
         self._policy = policy
         each = pool.config.connections_per_backend
         self._places = [backend for backend in pool.backends for _ in range(each)]
-        self._tables = [services.plane.new_flight_table(pool.config.max_in_flight) for _ in self._places]
+        workers = pool.config.workers.most if pool.config.workers is not None else 0
+        self._vacant = list(reversed(range(len(self._places), len(self._places) + workers)))
+        self._departures: dict[Upstream, Callable[[], None]] = {}  # whom to tell that a worker has left
+        in_flight = pool.config.max_in_flight
+        self._tables = [
+            services.plane.new_flight_table(in_flight) for _ in range(len(self._places) + workers)
+        ]
         self._attempts = [0] * len(self._places)
         self._closing = False
 
@@ -82,7 +88,7 @@ class Bundle:
 
     def any_backend(self, number: int) -> Backend | None:
         """One that can be connected to, others for other numbers."""
-        usable = [backend for backend in self._pool.backends if backend.effective_weight]
+        usable = [backend for backend in self._places if backend.effective_weight]
         return usable[number % len(usable)] if usable else None
 
     # Upstreams come and go
@@ -97,6 +103,31 @@ class Bundle:
         for place, its in enumerate(self._places):
             if its is backend:
                 self._connect(place)
+
+    def adopt(self, backend: Backend, sock: socket.socket, taken: int, left: Callable[[], None]) -> bool:
+        """Takes over a connection that a worker has made, for all clients; False if there is no room.
+
+        ``taken``: bytes that were read from it; ``left`` is called when it has ended. The socket stays the
+        caller's if there is no room.
+        """
+        if self._closing or not self._vacant:
+            return False
+        try:
+            ref = self.services.plane.reserve()
+        except SlotsExhaustedError:
+            return False
+        upstream = Upstream(self, backend, ref, self._vacant[-1])
+        try:
+            upstream.adopt(sock, taken)
+        except OSError as error:
+            _log.warning("%s: worker refused: %s", self, error)
+            self.services.plane.release(ref)
+            return False
+        self._vacant.pop()
+        self.upstreams[upstream.place] = upstream
+        self._departures[upstream] = left
+        self.upstream_connected(upstream)
+        return True
 
     def _connect(self, place: int) -> None:
         backend = self._places[place]
@@ -121,7 +152,8 @@ class Bundle:
     def upstream_connected(self, upstream: Upstream) -> None:
         """An attempt to connect succeeded."""
         if upstream.splice():
-            self._attempts[upstream.place] = 0
+            if upstream.place < len(self._attempts):
+                self._attempts[upstream.place] = 0
         else:
             upstream.close()
             self._replace(upstream)
@@ -135,7 +167,7 @@ class Bundle:
         reason = "backend_reset"
         if malformed is not None:
             reason = "backend_malformed"
-            self._listenings[0].protocol_errors[f"backend_{malformed}"] += 1
+            self.listenings[0].protocol_errors[f"backend_{malformed}"] += 1
             _log.warning("%s: closed: the backend sent a malformed message (%s)", upstream, malformed)
         upstream.leave_route()
         self._run("lost upstream", upstream, self._lose(upstream, reason))
@@ -155,7 +187,12 @@ class Bundle:
     def _replace(self, upstream: Upstream) -> None:
         if self.upstreams.get(upstream.place) is upstream:
             del self.upstreams[upstream.place]
-        self._retry(upstream.place)
+        left = self._departures.pop(upstream, None)
+        if left is None:
+            self._retry(upstream.place)
+        else:
+            self._vacant.append(upstream.place)
+            left()
 
     async def _lose(self, upstream: Upstream, reason: str) -> None:
         await self.services.quiescence.wait()
@@ -277,7 +314,7 @@ class Bundle:
             sock,
             self._policy,
             backend=upstream.backend.index,
-            traffic=self._pool.backends.index(upstream.backend),
+            traffic=self._pool.rows.index(upstream.backend.index),
             table=self._tables[upstream.place],
         )
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lb.config import Timeouts
     from lb.server.bundle import Bundle
     from lb.server.client import Client
+    from lb.server.workers import Workers
 
 _log = logging.getLogger(__name__)
 
@@ -76,8 +77,10 @@ class Pool:
     config: config.Pool
     index: int
     backends: list[Backend]
+    rows: list[int] = field(default_factory=list)  # indices of all backends that it can have
     clients: set["Client"] = field(default_factory=set)
     route: int | None = None  # that all clients share
+    workers: "Workers | None" = None
     bundle: "Bundle | None" = None  # of the upstreams, if the clients share them
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
 from lb import abi, config
@@ -22,6 +22,7 @@ from lb.server.quiescence import Quiescence
 from lb.server.rates import Buckets
 from lb.server.waiting import until
 from lb.server.weights import Weights
+from lb.server.workers import Workers
 
 _log = logging.getLogger(__name__)
 
@@ -39,8 +40,14 @@ _SWEEP_BATCH = 64
 class Server:
     """Serves a configuration with a loaded data plane. Lives inside :meth:`run`."""
 
-    def __init__(self, settings: config.Config, plane: DataPlane, bound: Sequence[socket.socket]) -> None:
-        """Takes over the bound sockets, one for each listener, in order."""
+    def __init__(
+        self,
+        settings: config.Config,
+        plane: DataPlane,
+        bound: Sequence[socket.socket],
+        workers: Mapping[str, socket.socket],
+    ) -> None:
+        """Takes over the bound sockets: one for each listener, in order, and of pools that accept workers."""
         self.plane = plane
         self.pools: list[Pool] = []
         self.listenings: list[Listening] = []
@@ -50,6 +57,7 @@ class Server:
         self.started = asyncio.Event()
         self._settings = settings
         self._bound = bound
+        self._bound_workers = workers
 
     # What can be asked
 
@@ -118,6 +126,9 @@ class Server:
                         ]
                         for bundle in bundles(self.pools):
                             bundle.start()
+                        for pool in self.pools:
+                            if pool.workers is not None:
+                                pool.workers.open()
                         for listener in self.listeners:
                             listener.open()
                         self.started.set()
@@ -131,13 +142,20 @@ class Server:
                 for task in serving:
                     task.cancel()
         finally:
-            for listener in self.listeners:
-                listener.close()
+            self._close_doors()
             for client in self._clients():
                 client.fail("shutdown")
             for bundle in bundles(self.pools):
                 bundle.close()
             poller.close()
+
+    def _close_doors(self) -> None:
+        """Nobody new comes in, neither clients nor workers."""
+        for listener in self.listeners:
+            listener.close()
+        for pool in self.pools:
+            if pool.workers is not None:
+                pool.workers.close()
 
     def _clients(self) -> list[Client]:
         return [client for listening in self.listenings for client in listening.clients]
@@ -147,8 +165,7 @@ class Server:
 
     async def _drain(self) -> None:
         self.draining = True
-        for listener in self.listeners:
-            listener.close()
+        self._close_doors()
         clients = self._clients()
         _log.info("draining %d clients", len(clients))
         for client in clients:
@@ -172,7 +189,7 @@ class Server:
             if framing.name not in framings:
                 framings[framing.name] = self.plane.publish_framing(framing)
             pool = pools[listener.pool]
-            rows = [self.plane.counters.new_traffic_row() for _ in pool.backends]
+            rows = [self.plane.counters.new_traffic_row() for _ in pool.rows]
             shared = pool.route is not None
             listening = Listening(
                 config=listener,
@@ -187,7 +204,7 @@ class Server:
                     rate=services.buckets.new(listener.limits.rate) if listener.limits.rate else 0,
                 ),
                 services=services,
-                traffic={backend.index: row for backend, row in zip(pool.backends, rows, strict=True)},
+                traffic=dict(zip(pool.rows, rows, strict=True)),
             )
             self.listenings.append(listening)
             self.listeners.append(Listener(listening, sock))
@@ -207,7 +224,13 @@ class Server:
             self.plane.set_max_outstanding(index, configured.max_outstanding)
             backend = Backend(settings.name, configured, settings.health_check or _PASSIVE, index)
             pool.backends.append(backend)
-        Weights(pool, services)
+            pool.rows.append(index)
+        weights = Weights(pool, services)
+        sock = self._bound_workers.get(settings.name)
+        if settings.workers is not None and sock is not None:
+            indices = [self.plane.publish_backend(0) for _ in range(settings.workers.numbers)]
+            pool.rows += indices
+            pool.workers = Workers(pool, settings.workers, sock, weights, indices)
         return pool
 
     async def _sweep(self, listening: Listening) -> None:

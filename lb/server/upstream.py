@@ -87,6 +87,7 @@ class Upstream:
         "_routed",
         "_services",
         "_sock",
+        "_taken",
         "backend",
         "connected",
         "guard",
@@ -108,6 +109,7 @@ class Upstream:
         self._services = owner.services
         self.ref = ref
         self._sock: socket.socket | None = None
+        self._taken = 0
         self._routed = False
         self._fin = asyncio.Event()
 
@@ -162,6 +164,18 @@ class Upstream:
             sock.close()
         self._connect_failed(connect_failure(code))
 
+    def adopt(self, sock: socket.socket, taken: int) -> None:
+        """Takes over a connection that the backend has made, and from which so many bytes have been read.
+
+        Raises:
+            OSError: the kernel has no memory for it; the socket stays the caller's.
+        """
+        self._services.poller.watch(sock.fileno(), self)
+        self._sock = sock
+        self._taken = taken
+        self.connected = True
+        self.backend.connections += 1
+
     def give_up(self) -> None:
         """Ends the attempt to connect if it still lasts."""
         if self.state is State.ADMITTED and not self.connected:
@@ -183,6 +197,7 @@ class Upstream:
             _log.warning("%s: not connected: %s", self, error)
             self.backend.failed("no_memory")
             return False
+        self.mapped.taken = self._taken
         self.state = step(self.state, Event.INSERTED)
         self.owner.route(self)
         self._routed = True

@@ -87,10 +87,23 @@ class Weights:
         self._down: set[Backend] = set()
         self._ramps = Ramps(services.loop, pool.config.slow_start, self._publish)
         for backend in pool.backends:
-            backend.on_change.append(self._changed)
+            backend.on_change.append(self.changed)
         self._settle()
 
-    def _changed(self, backend: Backend) -> None:
+    def add(self, backend: Backend) -> None:
+        """One more backend has come into the pool."""
+        backend.on_change.append(self.changed)
+        self._settle()
+
+    def remove(self, backend: Backend) -> None:
+        """A backend has left the pool."""
+        self._ramps.stop(backend)
+        backend.serving = False
+        self._publish(backend)
+        self._settle()
+
+    def changed(self, backend: Backend) -> None:
+        """What is known of a backend, or its weight, is not what it was."""
         before = {backend for backend in self._pool.backends if backend.serving}
         if backend.health is Health.DOWN:
             self._down.add(backend)

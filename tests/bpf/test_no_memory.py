@@ -20,7 +20,7 @@ from lb import config
 from lb.backends import Health
 from lb.dataplane import DataPlane
 from lb.server import Server
-from lb.server.listener import bind
+from lb.server.accepting import bind
 from lb.server.poller import Poller, Watched
 from lb.server.waiting import until
 from tests.bpf.rig import LIMIT, PREFIXED, Rig, expect, message
@@ -140,14 +140,14 @@ class Net:
                 config.Backend(name, config.Address(IPv4Address("127.0.0.1"), port(server)))
                 for name, server in zip("abc", servers, strict=False)
             ),
-            config.Balance.ROUND_ROBIN,
+            balance=config.Balance.ROUND_ROBIN,
             batch=1,
         )
         listener = config.Listener("rpc", config.Address(IPv4Address("127.0.0.1"), 0), PREFIXED, "workers")
         settings = config.Config(config.Admin(None), config.Runtime(), (listener,), (pool,))
         stop = asyncio.Event()
-        with closing(bind(listener, pool.timeouts)) as bound:
-            self.server = Server(settings, self.plane, [bound])
+        with closing(bind(listener.address, PREFIXED.max_message, pool.timeouts)) as bound:
+            self.server = Server(settings, self.plane, [bound], {})
             self.address = bound.getsockname()
             async with asyncio.timeout(LIMIT), asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.server.run(stop))

@@ -227,7 +227,7 @@ class Balancer:
 
     def wait_ready(self) -> "Balancer":
         """Wait until every backend is up, which is more than ``/readyz`` asks."""
-        backends = sum(len(pool["backends"]) for pool in self.tree["pools"])
+        backends = sum(len(pool.get("backends", ())) for pool in self.tree["pools"])
         eventually(lambda: self.metrics().value("backend_up") == backends, what="every backend is up")
         assert self.get("/readyz") == (200, "ready\n")
         return self

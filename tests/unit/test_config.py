@@ -449,7 +449,7 @@ def test_all_mistakes_of_a_file_are_reported_at_once() -> None:
                 (
                     "2: pools[0]: is `x`; write a mapping with the keys name, backends, balance, connections,"
                     " connections_per_backend, max_in_flight, batch, health_check, timeouts, panic_threshold,"
-                    " slow_start"
+                    " slow_start, accept, allow, max_workers"
                 ),
             ],
         ),
@@ -960,6 +960,66 @@ SHARED_REPORT = """\
     less
 20: pools[1].connections_per_backend: is for shared connections only; add `connections: shared`
 """
+
+
+WORKERS = """\
+listeners:
+  - {name: a, address: 0.0.0.0:7001, pool: p}
+  - {name: b, address: 0.0.0.0:7900, pool: r}
+pools:
+  - name: p
+    accept: 0.0.0.0:7900
+    backends: [{name: a, address: 10.0.0.1:1}]
+  - name: q
+    connections: shared
+    allow: [10.0.0.0/8]
+    max_workers: 33
+    backends: [{name: a, address: 10.0.0.1:1}]
+  - name: r
+    connections: shared
+    accept: 127.0.0.1:9901
+    allow: [10.0.0.1/8, "fd00::/8", here]
+  - name: s
+    connections: shared
+    connections_per_backend: 8
+    accept: 0.0.0.0:7901
+    max_workers: 17
+    backends: [{name: a, address: 10.0.0.1:1}, {name: b, address: 10.0.0.2:1}]
+"""
+
+WORKERS_REPORT = """\
+3: listeners[1].address: `0.0.0.0:7900` is taken by pools[0].accept; use another address or port
+6: pools[0].accept: is for shared connections only; add `connections: shared`
+10: pools[1].allow: is for workers only; add `accept: 0.0.0.0:7900`
+11: pools[1].max_workers: is for workers only; add `accept: 0.0.0.0:7900`
+15: pools[2].accept: `127.0.0.1:9901` is taken by admin.address; use another address or port
+16: pools[2].allow[0]: `10.0.0.1/8` is not a network (10.0.0.1/8 has host bits set); write one such as
+    10.0.0.0/8 or fd00::/8
+16: pools[2].allow[2]: `here` is not a network ('here' does not appear to be an IPv4 or IPv6 network); write
+    one such as 10.0.0.0/8 or fd00::/8
+21: pools[3].max_workers: makes 33 connections (of a pool at most 32); use fewer for each backend, or several
+    pools
+"""
+
+
+def test_workers_that_cannot_be() -> None:
+    assert refusals(WORKERS) == re.sub(r"\n +", " ", WORKERS_REPORT).splitlines()
+
+
+def test_a_pool_of_workers_alone() -> None:
+    text = """\
+listeners: [{name: a, address: 0.0.0.0:7001}]
+pools: [{name: p, connections: shared, accept: 0.0.0.0:7900, allow: [10.0.0.0/8, 192.0.2.7]}]
+"""
+    (pool,) = parse(text, "lb.yaml").pools
+    assert pool.backends == ()
+    assert pool.workers is not None
+    assert [pool.workers.allows(host) for host in ("10.1.2.3", "192.0.2.7", "192.0.2.8", "::1")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_what_cannot_share_connections() -> None:

@@ -8,17 +8,18 @@ import pytest
 
 from lb import config
 from lb.framing import PRESETS
-from lb.server.listener import bind
+from lb.server import accepting
 
 
-def listener(host: str, port: int = 0) -> config.Listener:
-    return config.Listener("x", config.Address(ip_address(host), port), PRESETS["dns"], "pool")
+def bind(host: str, port: int = 0) -> socket.socket:
+    address = config.Address(ip_address(host), port)
+    return accepting.bind(address, PRESETS["dns"].max_message, config.Timeouts())
 
 
 def test_a_port_has_a_listener_of_each_family() -> None:
-    with closing(bind(listener("0.0.0.0"), config.Timeouts())) as v4:
+    with closing(bind("0.0.0.0")) as v4:
         port = v4.getsockname()[1]
-        with closing(bind(listener("::", port), config.Timeouts())) as v6:
+        with closing(bind("::", port)) as v6:
             v4.listen()
             v6.listen()
             for host, taker, other in (("127.0.0.1", v4, v6), ("::1", v6, v4)):
