@@ -14,12 +14,13 @@ def build(framing: Framing, number: int, body: bytes, *, response: bool = False)
     data = bytearray(framing.min_message) + body
     if framing.magic is not None:
         _write(data, framing.magic.field, framing.magic.value | _kept(data, framing.magic))
-    if framing.response is not None and response:
+    if framing.response is not None:
         mark = framing.response
-        _write(data, mark.field, mark.value | _kept(data, mark))
+        other = mark.value ^ (mark.mask & -mark.mask)  # what is no response says something else there
+        _write(data, mark.field, (mark.value if response else other) | _kept(data, mark))
     if framing.id is not None:
         _write(data, framing.id, number & framing.id.ones)
-    _write(data, framing.length.field, len(data) - framing.length.adjust)
+    _write_length(data, framing, len(data) - framing.length.adjust)
     return bytes(data)
 
 
@@ -30,6 +31,12 @@ def body_of(framing: Framing, data: bytes) -> bytes:
 
 def _kept(data: bytearray, mark: Match) -> int:
     return mark.field.read(data) & ~mark.mask
+
+
+def _write_length(data: bytearray, framing: Framing, value: int) -> None:
+    """The field may hold other things beside the length."""
+    field, mask = framing.length.field, framing.length.mask
+    _write(data, field, (value & mask) | (field.read(data) & ~mask))
 
 
 def _write(data: bytearray, field: Field, value: int) -> None:
@@ -52,7 +59,7 @@ def mutate(framing: Framing, data: bytes, source: random.Random) -> bytes:
         body = (body + source.randbytes(source.randrange(_JUNK)))[: source.randrange(len(body) + _JUNK)]
         fields = bytes(changed[: framing.min_message])
         changed = bytearray(fields + body)
-        _write(changed, framing.length.field, len(changed) - framing.length.adjust)
+        _write_length(changed, framing, len(changed) - framing.length.adjust)
     elif chance < 0.93:  # any bits of its fields
         for _ in range(source.randint(1, _FLIPS)):
             changed[source.randrange(framing.window)] ^= 1 << source.randrange(8)
@@ -61,13 +68,13 @@ def mutate(framing: Framing, data: bytes, source: random.Random) -> bytes:
     elif chance < 0.97:  # bytes between two messages
         changed += source.randbytes(source.randint(1, _JUNK))
     else:
-        _write(changed, framing.length.field, source.choice(limits(framing)))
+        _write_length(changed, framing, source.choice(limits(framing)))
     return bytes(changed)
 
 
 def limits(framing: Framing) -> list[int]:
     """Values of the length field where something changes, as far as the field holds them."""
-    adjust, ones = framing.length.adjust, framing.length.field.ones
+    adjust, ones = framing.length.adjust, framing.length.mask
     totals = (framing.min_message - 1, framing.min_message, framing.max_message, framing.max_message + 1)
     values = [0, *(total - adjust for total in totals), MAX_LENGTH, MAX_LENGTH + 1, (1 << 32) - 1, ones]
     return sorted({value for value in values if 0 <= value <= ones})
