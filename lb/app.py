@@ -64,8 +64,8 @@ def sizes(settings: config.Config, connections: int) -> Sizes:
         backends=backends + selftest.BACKENDS,
         traffic_rows=listeners * backends + selftest.ROWS,
         max_message=max(listener.framing.max_message for listener in settings.listeners),
-        shared_routes=len(shared),
-        flights=max(1, sum(_places(pool) for pool in shared)),
+        shared_routes=len(shared) + selftest.ROUTES,
+        flights=sum(_places(pool) for pool in shared) + selftest.FLIGHTS,
         rates=_rates(settings, connections),
         heads=any(listener.framing.error_reply is not None for listener in settings.listeners),
     )

@@ -10,11 +10,13 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from lb import abi
 from lb.dataplane import sockets
 from lb.dataplane.errors import MachineError
+from lb.dataplane.flights import FlightTable, table_size
 from lb.dataplane.loader import Sizes
 from lb.dataplane.mapped import MappedSocket
 from lb.dataplane.plane import DataPlane, Policy
@@ -24,6 +26,7 @@ _LIMIT = 2.0  # seconds that any step may take
 _BUDGET = 64 * 1024
 _PRESSURE, _PRESSED = 2000, 4000  # messages and the size of each: more than the buffers of both connections
 _MANY = 64  # messages: more than what the checks before may have charged one backend
+_IN_FLIGHT = 8
 _FRAMING = PRESETS["length-prefixed"]
 
 
@@ -44,14 +47,28 @@ def message(number: int, body: bytes = b"self-test") -> bytes:
     return struct.pack(">II", 4 + len(body), number) + body
 
 
+class _Sharing(NamedTuple):
+    """What clients need that share an upstream."""
+
+    route: int
+    table: FlightTable
+
+
 class _Pairs:
     """A client and a backend, each joined to the data plane by a loopback connection."""
 
     def __init__(
-        self, plane: DataPlane, policy: Policy, backends: list[int], traffic: int, stack: ExitStack
+        self,
+        plane: DataPlane,
+        policy: Policy,
+        sharing: _Sharing,
+        backends: list[int],
+        traffic: int,
+        stack: ExitStack,
     ) -> None:
         self.plane = plane
         self._policy = policy
+        self._sharing = sharing
         self._traffic = traffic
         self._stack = stack
         self.client, self._near = _pair(stack)
@@ -76,6 +93,24 @@ class _Pairs:
         self.upstreams.append(upstream)
         self.plane.route(self.client_ref, ref, backend)
         return far
+
+    def share(self) -> tuple[socket.socket, list[socket.socket]]:
+        """A backend with one connection, and two clients that share it."""
+        plane, (route, table) = self.plane, self._sharing
+        policy = replace(self._policy, route=route, traffic=self._traffic)
+        backend, near = _pair(self._stack)
+        ref = plane.reserve()
+        upstream = plane.insert_shared(ref, near, policy, backend=self._spare, traffic=0, table=table)
+        self._stack.callback(plane.remove, upstream)
+        plane.route_shared(route, 0, ref, self._spare)
+        self._stack.callback(plane.unroute_shared, route, 0)
+        clients = []
+        for _ in range(2):
+            client, near = _pair(self._stack)
+            mapped = plane.insert_client(plane.reserve(), near, policy)
+            self._stack.callback(plane.remove, mapped)
+            clients.append(client)
+        return backend, clients
 
     def insert_client(self) -> MappedSocket:
         self._mapped_client = self.plane.insert_client(self.client_ref, self._near, self._policy)
@@ -107,13 +142,18 @@ def _pair(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
     return far, stack.enter_context(near)
 
 
-def _expect(sock: socket.socket, wanted: bytes) -> None:
+def _receive(sock: socket.socket, size: int) -> bytes:
     got = b""
     try:
-        while len(got) < len(wanted) and (data := sock.recv(len(wanted) - len(got))):
+        while len(got) < size and (data := sock.recv(size - len(got))):
             got += data
     except TimeoutError:
-        raise _FailedError(f"{len(got)} of {len(wanted)} bytes arrived within {_LIMIT:g} s") from None
+        raise _FailedError(f"{len(got)} of {size} bytes arrived within {_LIMIT:g} s") from None
+    return got
+
+
+def _expect(sock: socket.socket, wanted: bytes) -> None:
+    got = _receive(sock, len(wanted))
     if got != wanted:
         raise _FailedError(f"{len(got)} of {len(wanted)} bytes arrived, or other ones")
 
@@ -204,6 +244,20 @@ def _post(pairs: _Pairs) -> None:
     _expect(pairs.client, message(1))
 
 
+def _share(pairs: _Pairs) -> None:
+    """Two clients use the same ids on one connection; the answers come in another order."""
+    backend, clients = pairs.share()
+    for who, client in enumerate(clients):
+        client.sendall(b"".join(message(number, b"%d" % who) for number in range(2)))
+    size = len(message(0, b"?"))
+    asked = [_receive(backend, size) for _ in range(4)]
+    if len({data[4:8] for data in asked}) < len(asked):
+        raise _FailedError("two requests have one id")
+    backend.sendall(b"".join(reversed(asked)))
+    for who, client in enumerate(clients):
+        _expect(client, message(1, b"%d" % who) + message(0, b"%d" % who))
+
+
 def _spread(pairs: _Pairs) -> None:
     """Turns are kept for each CPU, so only that both get some is certain."""
     pairs.connect_second()
@@ -232,25 +286,36 @@ _CHECKS: tuple[tuple[str, Callable[[_Pairs], None]], ...] = (
     ("messages that take turns", _spread),
     ("a backend that does not read", _back_pressure),
     ("a message of the balancer's own", _post),
+    ("two clients that share a connection", _share),
 )
 # What a self-test adds to the sizes of the maps.
 SLOTS = 20
 FRAMINGS = POOLS = ROWS = 1
 BACKENDS = 2
-SIZES = Sizes(SLOTS, FRAMINGS, BACKENDS, ROWS, max_message=_FRAMING.max_message)
+ROUTES = 1
+FLIGHTS = table_size(_IN_FLIGHT)
+SIZES = Sizes(
+    SLOTS,
+    FRAMINGS,
+    BACKENDS,
+    ROWS,
+    max_message=_FRAMING.max_message,
+    shared_routes=ROUTES,
+    flights=FLIGHTS,
+)
 
 
 def run(plane: DataPlane) -> Iterator[Check]:
     """Runs the checks one after the other; blocks, for seconds if a check fails. Needs no privilege."""
     backends = [plane.publish_backend(1) for _ in range(BACKENDS)]
     traffic = plane.counters.new_traffic_row()
-    policy = Policy(
-        plane.publish_framing(_FRAMING), plane.publish_pool(abi.Balance.ROUND_ROBIN), abi.MAX_BATCH, _BUDGET
-    )
+    pool = plane.publish_pool(abi.Balance.ROUND_ROBIN, _IN_FLIGHT)
+    policy = Policy(plane.publish_framing(_FRAMING), pool, abi.MAX_BATCH, _BUDGET)
+    sharing = _Sharing(plane.new_shared_route(), plane.new_flight_table(_IN_FLIGHT))
     for name, check in _CHECKS:
         problem = None
         try:
-            with _pairs(plane, policy, backends, traffic) as pairs:
+            with _pairs(plane, policy, sharing, backends, traffic) as pairs:
                 check(pairs)
         except _FailedError as error:
             problem = str(error)
@@ -261,9 +326,11 @@ def run(plane: DataPlane) -> Iterator[Check]:
 
 
 @contextmanager
-def _pairs(plane: DataPlane, policy: Policy, backends: list[int], traffic: int) -> Iterator[_Pairs]:
+def _pairs(
+    plane: DataPlane, policy: Policy, sharing: _Sharing, backends: list[int], traffic: int
+) -> Iterator[_Pairs]:
     with ExitStack() as stack:
-        yield _Pairs(plane, policy, backends, traffic, stack)
+        yield _Pairs(plane, policy, sharing, backends, traffic, stack)
     retired = plane.slots.take_retired()
     plane.wait_for_programs()
     for keys in plane.inflight().values():
