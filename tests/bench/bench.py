@@ -42,10 +42,12 @@ from tests.bench.programs import (
 _WORKS = "64x16x16,64x16x1,4096x16x4,65536x4x4"
 _BATCHES = "sockmap-lb:least_outstanding:64,sockmap-lb:least_outstanding:1"
 _POLICIES = "sockmap-lb:least_outstanding:64,sockmap-lb:round_robin:64,sockmap-lb:random:64"
+_SHARING = ",".join(f"sockmap-lb:least_outstanding:64{shared}" for shared in ("", ":4", ":1"))
 _TARGETS = """\
 targets:
   direct                     connections spread over the backends, nothing between
   sockmap-lb:BALANCE:BATCH   e.g. sockmap-lb:round_robin:64; the first of these is what ratios refer to
+  sockmap-lb:BALANCE:BATCH:N as above, with N connections to each backend that all clients share
   haproxy:THREADS            mode tcp, roundrobin
 
 works: SIZExCONNECTIONSxDEPTH, the size in bytes with its 8 of header, the depth in messages on their way
@@ -121,7 +123,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     threads = "" if os.cpu_count() == 1 else f",haproxy:{os.cpu_count()}"
     haproxy = f",haproxy:1{threads}" if HAProxy.version() else ""
-    sets = {"batches": f"{_BATCHES},direct{haproxy}", "policies": _POLICIES}
+    sets = {"batches": f"{_BATCHES},direct{haproxy}", "policies": _POLICIES, "sharing": _SHARING}
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.bench",
         description="Compares ways for messages to reach three echo backends. Needs root and gcc.",
@@ -159,7 +161,7 @@ def _works(text: str) -> list[Work]:
 def _targets(text: str) -> list[str]:
     targets = text.split(",")
     for target in targets:
-        if not re.fullmatch(r"direct|haproxy:\d+|sockmap-lb:[a-z_]+:\d+", target):
+        if not re.fullmatch(r"direct|haproxy:\d+|sockmap-lb:[a-z_]+:\d+(:\d+)?", target):
             raise argparse.ArgumentTypeError(f"{target!r} is no target")
     return targets
 
@@ -216,8 +218,9 @@ def _start(name: str, directory: Path, stack: contextlib.ExitStack, backends: di
     kind, _, rest = name.partition(":")
     if kind == "haproxy":
         return HAProxy(directory, stack, int(rest), backends)
-    balance, _, batch = rest.partition(":")
-    return Balancer(directory, stack, Settings(balance, int(batch)), backends)
+    balance, batch, *shared = rest.split(":")
+    settings = Settings(balance, int(batch), int(shared[0]) if shared else 0)
+    return Balancer(directory, stack, settings, backends)
 
 
 def _run(

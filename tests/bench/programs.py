@@ -160,6 +160,7 @@ class Settings:
 
     balance: str = "least_outstanding"
     batch: int = 64
+    shared: int = 0  # connections to each backend that all clients share; 0: each has its own
     max_connections: int = 4096
 
 
@@ -177,7 +178,7 @@ class Balancer:
         self.log: list[str] = []
         self.target = self.admin = ""
         self._serving = threading.Event()
-        configuration = directory / f"{settings.balance}-{settings.batch}.yaml"
+        configuration = directory / f"{settings.balance}-{settings.batch}-{settings.shared}.yaml"
         configuration.write_text(_balancer_yaml(settings, backends), encoding="utf-8")
         self._process = subprocess.Popen(
             (sys.executable, "-m", "lb", "run", "-c", configuration),
@@ -207,6 +208,7 @@ class Balancer:
 
 
 def _balancer_yaml(settings: Settings, backends: dict[str, str]) -> str:
+    shared = f"    connections: shared\n    connections_per_backend: {settings.shared}\n"
     listed = "".join(f"      - {{name: {name}, address: {address}}}\n" for name, address in backends.items())
     return (
         "admin: {address: 127.0.0.1:0}\n"
@@ -217,6 +219,7 @@ def _balancer_yaml(settings: Settings, backends: dict[str, str]) -> str:
         "  - name: bench\n"
         f"    balance: {settings.balance}\n"
         f"    batch: {settings.batch}\n"
+        f"{shared if settings.shared else ''}"
         "    backends:\n" + listed
     )
 
