@@ -66,6 +66,7 @@ static __always_inline void lb_loop(__u32 n, long (*step)(__u32, void *), void *
 #include "lb_framing.h"
 #include "lb_inflight.h"
 #include "lb_choose.h"
+#include "lb_direct.h"
 #include "lb_shared.h"
 #include "lb_rate.h"
 
@@ -118,7 +119,8 @@ static __always_inline int lb_post_length(struct lb_slot *post, __u32 available)
 
 /*
  * Measures what stands at offset, and accounts for whole messages. Gives the length as
- * the parser returns it, or 0 with source->paused set: there is no room.
+ * the parser returns it, or 0 with source->paused set: there is no room. Comes after
+ * lb_direct(), if the source is routed.
  */
 static __always_inline int lb_take(struct __sk_buff *skb, struct lb_slot *source, __u32 number,
 				   struct lb_framing *framing, __u32 offset, __u32 available,
@@ -154,13 +156,14 @@ static __always_inline int lb_take(struct __sk_buff *skb, struct lb_slot *source
 	struct lb_batch batch;
 
 	if (measuring.from_client) {
+		measuring.target = number;
+		measuring.target_generation = lb_unknown(source->routed);
 		why = lb_choose(number, begun, &choice);
 		measuring.slot = choice.slot;
 		/* On a shared upstream the verdict notes requests, with ids of the upstream's. */
 		measuring.generation = choice.done && !choice.shared ? choice.generation : 0;
-		if (!choice.done)
-			measuring.limit = 1;
-		else if (choice.limit < measuring.limit)
+		/* 0, if it cannot be decided on yet: that is a header which is incomplete. */
+		if (choice.limit < measuring.limit)
 			measuring.limit = choice.limit;
 	} else if (!begun && measuring.shared) {
 		if (lb_asker_full(skb, source, framing, offset, available))
@@ -234,6 +237,8 @@ int lb_parser(struct __sk_buff *skb)
 	if (!framing)
 		return -ENOENT;
 
+	if (slot->routed)
+		lb_direct(skb, number, position.offset, available);
 	length = lb_take(skb, slot, number, framing, position.offset, available, slot->started);
 	if (slot->paused)
 		return -EAGAIN;
@@ -256,6 +261,8 @@ static __always_inline void lb_finish_request(struct __sk_buff *skb, struct lb_s
 			return;
 		lb_overdraw(number, client->batched);
 	}
+	if (client->routed)
+		lb_direct(skb, number, position->offset, position->length);
 	lb_choose(number, 1, &choice);
 	if (!choice.done)
 		return;
@@ -460,6 +467,8 @@ static __always_inline int lb_forward(struct __sk_buff *skb, struct lb_slot *pos
 		lb_count(LB_DROPPED_CLIENT_GONE, 1);
 		return SK_DROP;
 	}
+	if (source->routed)
+		lb_direct(skb, number, position->offset, bytes);
 	lb_take(skb, source, number, framing, position->offset, bytes, true);
 	source->started = 0;
 	passed = source->passed_messages;

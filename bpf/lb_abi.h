@@ -28,6 +28,9 @@ enum lb_limit {
 	LB_WEIGHT = 1 << 8, /* weight 1: a backend that starts slowly has a part of it */
 	LB_MAX_LENGTH = 0x7fffffff, /* a length field above this is an error in any framing */
 	LB_MAX_HEAD = 288, /* of a request, kept for an error reply: a DNS header and question */
+	LB_MAX_KEY = 255, /* bytes that a message is hashed by: no name in DNS is longer */
+	LB_TABLE = 65521, /* places of a hashed pool: a prime, and its numbers fit 16 bits */
+	LB_MAX_TABLE = 1 << 16,
 };
 
 enum lb_role {
@@ -47,6 +50,7 @@ enum lb_pause {
 	LB_PAUSED_NO_UPSTREAM, /* no live upstream */
 	LB_PAUSED_HELD, /* user space asked for it */
 	LB_PAUSED_RATE, /* over the rate of the listener, or of the client's address */
+	LB_PAUSED_ORDER, /* fifo: the message goes elsewhere than those that are outstanding */
 };
 
 enum lb_post_kind {
@@ -60,6 +64,15 @@ enum lb_balance {
 	LB_ROUND_ROBIN,
 	LB_LEAST_OUTSTANDING,
 	LB_RANDOM,
+	LB_HASH,
+};
+
+/* What a message is hashed by. */
+enum lb_key {
+	LB_KEY_FIELD, /* bytes at an offset */
+	LB_KEY_STRING, /* bytes behind their number */
+	LB_KEY_DNS_NAME, /* of the question of a DNS message over TCP, upper case as lower */
+	LB_KEY_CLIENT, /* the client's address, which user space has hashed */
 };
 
 enum lb_framing_flag {
@@ -91,6 +104,7 @@ enum lb_counter {
 	LB_PAUSES_NO_UPSTREAM,
 	LB_PAUSES_HELD,
 	LB_PAUSES_RATE,
+	LB_PAUSES_ORDER,
 	LB_DROPPED_RATE_LIMITED, /* over a rate that denies */
 	LB_COUNTERS,
 };
@@ -208,7 +222,8 @@ struct lb_slot {
 	__u32 allowed; /* messages, by its rates: what is not needed is given back */
 	__u32 rate; /* client, written before insertion: its listener's; 0: none */
 	__u32 address_rate; /* the same: its address's */
-	__u32 pad2[3];
+	__u32 routed; /* the same: where a message goes depends on what it says (lb_routing) */
+	__u32 pad2[2];
 
 	/* the slot as a destination: any program */
 	__u64 redirected_bytes;
@@ -230,7 +245,7 @@ struct lb_upstream {
 	__u32 slot;
 	__u32 generation;
 	__u32 backend;
-	__u32 pad;
+	__u32 member; /* hashed: which of the pool's backends it is */
 };
 
 /* Written by user space only: one for each client's slot, then those that clients share. */
@@ -310,6 +325,33 @@ struct lb_turns {
 	__u64 times[LB_MAX_BACKENDS];
 };
 
+/* How messages are hashed, by number of the pool. */
+struct lb_hash {
+	enum lb_key key;
+	__u32 offset; /* field: of its first byte; string: of its length */
+	__u32 width; /* bytes of the field, or of the string's length */
+	__u32 little; /* string: least significant byte of the length first */
+	__u32 table; /* index of lb_tables */
+	__u32 max_load; /* most requests outstanding, in 1024ths of the mean by weight; 0: any
+			   number */
+};
+
+/* Who gets the messages of a hashed pool. */
+struct lb_table {
+	__u32 backends[LB_MAX_UPSTREAMS]; /* by member */
+	__u8 members[LB_MAX_TABLE];
+};
+
+/* What is known of a client whose messages are looked into, by its slot. */
+struct lb_routing {
+	/* user space, before the client is inserted */
+	__u64 hash; /* of its address */
+	/* the programs of the client's socket */
+	__u64 decision; /* for the message at its head */
+	__u64 bound; /* the decision by which its latest upstream was chosen ... */
+	__u64 bound_mask; /* ... and what another one must have in common to mean the same */
+};
+
 _Static_assert(sizeof(struct lb_field) == 32, "lb_field");
 _Static_assert(sizeof(struct lb_framing) == 32 + 8 * 32, "lb_framing");
 _Static_assert(sizeof(struct lb_backend) == 128, "lb_backend");
@@ -323,5 +365,7 @@ _Static_assert(sizeof(struct lb_inflight_key) == 16, "lb_inflight_key");
 _Static_assert(sizeof(struct lb_head) == 8 + LB_MAX_HEAD, "lb_head");
 _Static_assert(sizeof(struct lb_post) == 16, "lb_post");
 _Static_assert(sizeof(struct lb_flight) == 40, "lb_flight");
+_Static_assert(sizeof(struct lb_table) == 128 + LB_MAX_TABLE, "lb_table");
+_Static_assert(sizeof(struct lb_routing) == 32, "lb_routing");
 
 #endif

@@ -16,6 +16,7 @@
 #include "lb_count.h"
 #include "lb_flight.h"
 #include "lb_framing.h"
+#include "lb_hash.h"
 #include "lb_loop.h"
 #include "lb_maps.h"
 #include "lb_marks.h"
@@ -29,7 +30,9 @@ struct lb_choice {
 	__u32 slot;
 	__u32 generation;
 	__u32 backend;
-	__u32 limit; /* messages that may be outstanding on the backend beside those that are */
+	/* Messages that may be outstanding on the backend beside those that are; 0: what the
+	 * choice depends on has not arrived yet. */
+	__u32 limit;
 	__u32 shared; /* the upstream carries the messages of many clients */
 	__u32 reserved; /* on a shared upstream: requests that are in its sent already */
 	__u32 done;
@@ -118,11 +121,13 @@ static long lb_choose_step(__u32 __attribute__((unused)) i, void *context)
 {
 	struct lb_choosing *c = context;
 	struct lb_slot *client = c->client;
-	int picked, problem;
+	int picked = -1, problem;
 
 	if (c->bound)
 		picked = c->excluded ? -1 : (int)client->chosen;
-	else
+	else if (client->routed)
+		picked = lb_pick_hashed(c->number, c->excluded);
+	if (picked < 0 && !c->bound)
 		picked = lb_pick(c->number, c->excluded);
 	if (picked < 0) {
 		if (c->anyhow || !c->begun || c->obstacle == LB_PAUSED_NO_UPSTREAM)
@@ -157,6 +162,17 @@ static __always_inline bool lb_bound(const struct lb_slot *client, const struct 
 }
 
 /*
+ * Whether the message at the head goes where those that are outstanding went. Where order
+ * matters it waits for their answers else; so does one that cannot be decided on yet,
+ * because once it has begun it could not wait any more.
+ */
+static __always_inline bool lb_means_bound(const struct lb_routing *routing)
+{
+	return routing->decision != LB_INCOMPLETE &&
+	       !((routing->decision ^ routing->bound) & routing->bound_mask);
+}
+
+/*
  * Fills in what was found for the client in a slot; LB_RUNNING, or why it has to wait.
  * begun: too late to pause, so an upstream without room is better than none.
  */
@@ -183,9 +199,24 @@ __noinline int lb_choose(__u32 number, __u32 begun, struct lb_choice *choice)
 	if (!framing)
 		return LB_PAUSED_NO_UPSTREAM;
 	choosing.bound = lb_bound(choosing.client, framing);
+	choice->limit = 1;
+	if (choosing.client->routed) {
+		struct lb_routing *routing = bpf_map_lookup_elem(&lb_routing, &number);
+
+		if (!routing)
+			return LB_PAUSED_NO_UPSTREAM;
+		if (choosing.bound && !lb_means_bound(routing))
+			return LB_PAUSED_ORDER;
+		if (routing->decision == LB_INCOMPLETE) {
+			choice->limit = 0;
+			choice->shared = choosing.client->route != number;
+			return LB_RUNNING;
+		}
+	}
 	bpf_loop(2 * LB_MAX_UPSTREAMS, lb_choose_step, &choosing, 0);
 	if (choice->done)
 		return LB_RUNNING;
+	choice->limit = 1;
 	/* When its upstream is gone nothing more comes from it: the next attempt is free. */
 	if (choosing.obstacle == LB_PAUSED_NO_UPSTREAM)
 		choosing.client->open = 0;

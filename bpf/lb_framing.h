@@ -5,19 +5,23 @@
  * them with the Python oracle (lb/framing/oracle.py) byte for byte.
  *
  * Before it includes this file, the caller defines LB_STREAM and, after it has
- * declared struct lb_measuring, four functions:
+ * declared struct lb_measuring, six functions:
  *
  *   static int lb_load(LB_STREAM *stream, __u32 offset, void *to, __u32 length);
  *   static void lb_loop(__u32 n, long (*step)(__u32 i, void *context), void *context);
  *   static void lb_note(struct lb_measuring *m, __u64 id, __u32 offset, __u32 length);
  *   static int lb_awaited(struct lb_measuring *m, __u64 id);
+ *   static int lb_together(struct lb_measuring *m, __u32 offset, __u32 length);
+ *   static __u64 lb_unknown(__u64 value);
  *
  * lb_load() copies bytes of the stream; lb_loop() is bpf_loop() in BPF, where an
  * ordinary loop of this size costs the verifier more than its million steps.
  * lb_note() takes note of a complete request with an id that gets a response;
  * lb_awaited() says of a complete response whether a request waited for it, and
  * does so once for each request; LB_FOR_ANOTHER: it is not for who gets this batch.
- * The window is at least LB_MAX_WINDOW + 8 bytes long: a field is read as one
+ * lb_together() says whether a complete message goes where the first one of the batch
+ * goes; it is asked of clients where measuring.target_generation is set. lb_unknown() is its
+ * argument (lb_loop.h). The window is at least LB_MAX_WINDOW + 8 bytes long: a field is read as one
  * unaligned 64-bit word.
  */
 #ifndef LB_FRAMING_H
@@ -69,7 +73,9 @@ struct lb_measuring {
 	__u32 backend;
 	__u32 now; /* microseconds */
 	__u32 shared; /* the upstream carries the messages of many clients; one response a request */
-	__u32 target; /* shared: the slot and generation of the client whose responses these are */
+	/* Shared: slot and generation of the client whose responses these are. Of a client: its
+	 * own, and whether where a message goes depends on what it says. */
+	__u32 target;
 	__u32 target_generation;
 	__u32 total;
 	struct lb_batch batch;
@@ -77,6 +83,7 @@ struct lb_measuring {
 
 static void lb_note(struct lb_measuring *m, __u64 id, __u32 offset, __u32 length);
 static int lb_awaited(struct lb_measuring *m, __u64 id);
+static int lb_together(struct lb_measuring *m, __u32 offset, __u32 length);
 
 static __always_inline __u64 lb_word(const __u8 *at)
 {
@@ -284,6 +291,9 @@ static long lb_measure_step(__u32 i, void *context)
 	complete = m->total + length <= m->available;
 	if (i && (!complete || (!m->from_client && expecting && !m->batch.expecting)))
 		return 1;
+	if (i && m->from_client && m->target_generation &&
+	    !lb_together(m, m->offset + m->total, length))
+		return 1;
 	if (lb_by_id(framing)) {
 		at = lb_id_place(framing, window, m->from_client);
 		/* Behind a string it may not be there yet: the header is incomplete. */
@@ -305,8 +315,9 @@ static long lb_measure_step(__u32 i, void *context)
 	if (i && !m->from_client && !expecting && m->batch.expecting)
 		return 1;
 	m->batch.open = open;
-	m->batch.expecting += expecting;
-	m->total += length;
+	/* Unknown: or the verifier counts the rounds. */
+	m->batch.expecting = lb_unknown(m->batch.expecting) + expecting;
+	m->total = lb_unknown(m->total) + length;
 	m->batch.length = m->total;
 	m->batch.messages++;
 	return m->total >= m->available;

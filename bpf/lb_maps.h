@@ -147,6 +147,28 @@ struct {
 	__type(value, __u64);
 } lb_counters SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, LB_MAX_POOLS);
+	__type(key, __u32);
+	__type(value, struct lb_hash);
+} lb_hashes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lb_table);
+} lb_tables SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lb_routing);
+} lb_routing SEC(".maps");
+
 /*
  * Not read by any program. User space puts lb_grace_inner into lb_grace to wait
  * until every program that runs at that moment has ended: bpf(2) returns from an

@@ -135,14 +135,15 @@ __noinline int lb_overdraw(__u32 number, __u32 messages)
 /*
  * How many of the wanted messages may go (client->allowed), or that those that are
  * there are to be dropped (client->denied), or LB_PAUSED_RATE: the client has to wait.
- * One that has begun does not wait, and what was decided when it began stands.
+ * One that has begun does not wait, and what was decided when it began stands. Wanted 0:
+ * one that cannot be measured yet.
  */
 __noinline int lb_allow(__u32 number, __u32 wanted, __u32 begun)
 {
 	struct lb_slot *client = bpf_map_lookup_elem(&lb_slots, &number);
 	struct lb_draw listener = {}, address = {};
 	struct lb_rate *over = NULL;
-	__u32 allowed = wanted;
+	__u32 allowed = wanted ? wanted : 1;
 
 	if (!client)
 		return LB_RUNNING;

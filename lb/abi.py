@@ -23,6 +23,10 @@ BUCKETS = 128
 STRIDE = 1 << 20
 WEIGHT = 1 << 8
 MAX_HEAD = 288
+MAX_KEY = 255
+TABLE = 65521
+MAX_TABLE = 1 << 16
+LOAD_UNIT = 1024
 
 
 class Role(enum.IntEnum):
@@ -45,6 +49,7 @@ class Pause(enum.IntEnum):
     PAUSED_NO_UPSTREAM = 3
     PAUSED_HELD = 4
     PAUSED_RATE = 5
+    PAUSED_ORDER = 6
 
 
 class PostKind(enum.IntEnum):
@@ -69,6 +74,16 @@ class Balance(enum.IntEnum):
     ROUND_ROBIN = 0
     LEAST_OUTSTANDING = 1
     RANDOM = 2
+    HASH = 3
+
+
+class Key(enum.IntEnum):
+    """What a message is hashed by."""
+
+    FIELD = 0
+    STRING = 1
+    DNS_NAME = 2
+    CLIENT = 3
 
 
 class FramingFlag(enum.IntFlag):
@@ -103,8 +118,9 @@ class Counter(enum.IntEnum):
     PAUSES_NO_UPSTREAM = 11
     PAUSES_HELD = 12
     PAUSES_RATE = 13
-    DROPPED_RATE_LIMITED = 14
-    COUNTERS = 15
+    PAUSES_ORDER = 14
+    DROPPED_RATE_LIMITED = 15
+    COUNTERS = 16
 
 
 REASONS = tuple(counter for counter in Counter if counter is not Counter.COUNTERS)
@@ -237,7 +253,8 @@ class Slot(ctypes.Structure):
         ("allowed", U32),
         ("rate", U32),
         ("address_rate", U32),
-        ("pad2", U32 * 3),
+        ("routed", U32),
+        ("pad2", U32 * 2),
         ("redirected_bytes", U64),
         ("base", U64),
         ("sent", U64),
@@ -268,6 +285,7 @@ class Slot(ctypes.Structure):
     flight_mask: int
     rate: int
     address_rate: int
+    routed: int
     consumed_bytes: int
     passed_messages: int
     paused: int
@@ -290,10 +308,11 @@ class Slot(ctypes.Structure):
 class Upstream(ctypes.Structure):
     """A client's reference to one of its upstreams; generation 0: not in use."""
 
-    _fields_ = (("slot", U32), ("generation", U32), ("backend", U32), ("pad", U32))
+    _fields_ = (("slot", U32), ("generation", U32), ("backend", U32), ("member", U32))
     slot: int
     generation: int
     backend: int
+    member: int
 
 
 class Route(ctypes.Structure):
@@ -391,6 +410,37 @@ class Turns(ctypes.Structure):
     _fields_ = (("floor", U64 * MAX_POOLS), ("times", U64 * MAX_BACKENDS))
 
 
+class Hash(ctypes.Structure):
+    """How the messages of a pool are hashed."""
+
+    _fields_ = (
+        ("key", U32),
+        ("offset", U32),
+        ("width", U32),
+        ("little", U32),
+        ("table", U32),
+        ("max_load", U32),
+    )
+
+
+class Table(ctypes.Structure):
+    """Who gets the messages of a hashed pool."""
+
+    _fields_ = (("backends", U32 * MAX_UPSTREAMS), ("members", U8 * MAX_TABLE))
+    backends: "ctypes.Array[ctypes.c_uint32]"
+    members: "ctypes.Array[ctypes.c_uint8]"
+
+
+class Routing(ctypes.Structure):
+    """What is known of a client whose messages are looked into."""
+
+    _fields_ = (("hash", U64), ("decision", U64), ("bound", U64), ("bound_mask", U64))
+    hash: int
+    decision: int
+    bound: int
+    bound_mask: int
+
+
 STRUCTS: dict[str, type[ctypes.Structure]] = {
     "lb_field": Field,
     "lb_framing": Framing,
@@ -410,6 +460,9 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "lb_traffic": Traffic,
     "lb_duration": Duration,
     "lb_turns": Turns,
+    "lb_hash": Hash,
+    "lb_table": Table,
+    "lb_routing": Routing,
 }
 
 # With what the names in C have before them.
@@ -418,6 +471,7 @@ ENUMS: dict[str, tuple[type[enum.IntEnum | enum.IntFlag], str]] = {
     "lb_pause": (Pause, "LB_"),
     "lb_post_kind": (PostKind, "LB_POST_"),
     "lb_balance": (Balance, "LB_"),
+    "lb_key": (Key, "LB_KEY_"),
     "lb_flight_state": (FlightState, "LB_FLIGHT_"),
     "lb_framing_flag": (FramingFlag, "LB_"),
     "lb_counter": (Counter, "LB_"),

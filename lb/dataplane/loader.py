@@ -41,6 +41,7 @@ class Sizes:
     shared_routes: int = 0  # pools whose clients share their upstreams
     flights: int = 1  # places in the tables of these upstreams (flights.table_size)
     rates: int = 0  # token buckets
+    hashed_pools: int = 0
     heads: bool = True  # whether any framing keeps their beginnings
 
 
@@ -62,6 +63,9 @@ def load(sizes: Sizes) -> DataPlane:
             opened.set_max_entries("lb_inflight", sizes.inflight)
             opened.set_max_entries("lb_heads", sizes.inflight if sizes.heads else 1)
             opened.set_max_entries("lb_rates", sizes.rates + 1)  # 0 is none
+            opened.set_max_entries("lb_tables", max(sizes.hashed_pools, 1))
+            if sizes.hashed_pools:
+                opened.set_max_entries("lb_routing", sockets)
             opened.set_max_entries("lb_framings", sizes.framings)
             opened.set_max_entries("lb_backends", sizes.backends)
             opened.set_max_entries("lb_durations", sizes.backends)

@@ -34,11 +34,13 @@ from lb.dataplane.canary import Canary
 from lb.dataplane.counters import Counters
 from lb.dataplane.encode import encode
 from lb.dataplane.flights import FlightTable, table_size
+from lb.dataplane.hashing import Hashing
 from lb.dataplane.mapped import MappedSocket
 from lb.dataplane.post import PostChannel
 from lb.dataplane.rates import Rates
 from lb.framing import Framing, Ordering
 from lb.libbpf import ArrayMap, ArrayOfMaps, HashMap, Object, SockMap
+from lb.routing import key_hash
 from lb.slots import SlotRef, SlotTable
 
 # Those of the canary and the post channel, behind the slots of connections.
@@ -60,6 +62,7 @@ class Policy:
     route: int | None = None  # of the client, if it shares its upstreams
     traffic: int = 0  # the client's part of the row of the traffic counters
     rate: int = 0  # of a client: number of the listener's rate, 0 for none
+    routed: bool = False  # where a client's message goes depends on what it says
 
 
 def _check_stands(slot: abi.Slot) -> None:
@@ -89,6 +92,7 @@ class DataPlane:
         self._flights = loaded.map("lb_flights", ArrayMap).view(abi.Flight)
         self._backends = loaded.map("lb_backends", ArrayMap).view(abi.Backend)
         self._marks = loaded.map("lb_marks", ArrayMap)
+        self._routing = loaded.map("lb_routing", ArrayMap).view(abi.Routing)
         self._grace = loaded.map("lb_grace", ArrayOfMaps)
         self._grace_inner = loaded.map("lb_grace_inner", ArrayMap)
         self._no_marks = bytes(abi.Marks())
@@ -99,6 +103,7 @@ class DataPlane:
         self.slots = SlotTable(connections)
         self.counters = Counters(loaded)
         self.rates = Rates(loaded)
+        self.hashing = Hashing(loaded)
         self.canary = Canary(self)
         self.post = PostChannel(self, max_message)
 
@@ -205,11 +210,22 @@ class DataPlane:
         self.slots.retire(ref)
 
     def insert_client(
-        self, ref: SlotRef, sock: socket.socket, policy: Policy, *, address_rate: int = 0
+        self,
+        ref: SlotRef,
+        sock: socket.socket,
+        policy: Policy,
+        *,
+        address: bytes = b"",
+        address_rate: int = 0,
     ) -> MappedSocket:
         """Maps a client's socket into its reserved slot: its messages flow from here on.
 
-        ``address_rate`` is the number of its address's rate, 0 for none.
+        Args:
+            ref: the slot.
+            sock: its socket.
+            policy: that of its listener and pool.
+            address: of the client, in network byte order.
+            address_rate: number of its address's rate, 0 for none.
 
         Raises:
             PeerGoneError: the client has closed its side already. The slot stays reserved.
@@ -221,6 +237,9 @@ class DataPlane:
         slot.traffic = policy.traffic
         slot.rate = policy.rate
         slot.address_rate = address_rate
+        if policy.routed:
+            slot.routed = 1
+            self._routing[ref.number] = abi.Routing(hash=key_hash(address))
         return self._insert(ref, slot, sock)
 
     def insert_upstream(
@@ -460,6 +479,7 @@ class DataPlane:
             if entry.generation == 0:
                 entry.slot = upstream.number
                 entry.backend = backend
+                entry.member = self.hashing.member(backend)
                 entry.generation = upstream.generation
                 return place
         raise RuntimeError("more upstreams than a client can have")
@@ -470,6 +490,7 @@ class DataPlane:
         assert entry.generation == 0, "somebody is there"
         entry.slot = upstream.number
         entry.backend = backend
+        entry.member = self.hashing.member(backend)
         entry.generation = upstream.generation
 
     def unroute_shared(self, route: int, place: int) -> None:

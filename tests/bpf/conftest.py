@@ -47,6 +47,7 @@ def plane() -> Iterator[DataPlane]:
         shared_routes=1,
         flights=256,
         rates=4,
+        hashed_pools=4,
     )
     with closing(load(sizes)) as plane:
         yield plane

@@ -196,8 +196,10 @@ class Client(End):
 
     upstreams: list[Upstream]
 
-    def map(self, policy: Policy, address_rate: int = 0) -> MappedSocket:
-        self._mapped = self.plane.insert_client(self.ref, self.near, policy, address_rate=address_rate)
+    def map(self, policy: Policy, address_rate: int = 0, *, address: bytes = b"") -> MappedSocket:
+        self._mapped = self.plane.insert_client(
+            self.ref, self.near, policy, address=address, address_rate=address_rate
+        )
         return self._mapped
 
     def expect_paused(self, why: abi.Pause, *messages: bytes) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lb import abi, framing
+from lb import abi, framing, maglev, routing
 from lb.dataplane import bucket_limit
 from lb.libbpf import Btf, LayoutError, Object
 from tests.headers import ROOT, Headers
@@ -116,8 +116,12 @@ def test_the_limits_are_those_of_the_header() -> None:
         "WEIGHT": abi.WEIGHT,
         "MAX_LENGTH": framing.MAX_LENGTH,
         "MAX_HEAD": abi.MAX_HEAD,
+        "MAX_KEY": abi.MAX_KEY,
+        "TABLE": abi.TABLE,
+        "MAX_TABLE": abi.MAX_TABLE,
     }
     assert abi.MAX_WINDOW == framing.MAX_WINDOW
+    assert (abi.MAX_KEY, abi.TABLE) == (routing.MAX_KEY, maglev.PLACES)
 
 
 # --- buckets ----------------------------------------------------------------------------------------------
