@@ -67,6 +67,7 @@ def sizes(settings: config.Config, connections: int) -> Sizes:
         shared_routes=len(shared) + selftest.ROUTES,
         flights=sum(_places(pool) for pool in shared) + selftest.FLIGHTS,
         rates=_rates(settings, connections),
+        hashed_pools=sum(pool.hash is not None for pool in settings.pools),
         heads=any(listener.framing.error_reply is not None for listener in settings.listeners),
     )
 

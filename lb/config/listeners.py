@@ -4,7 +4,7 @@ from lb.config.model import Address, Limits, Listener, Over, Rate
 from lb.config.protocols import Protocols
 from lb.config.scalars import choice, integer, read_duration, read_listen_address, read_name
 from lb.config.value import Section, Value, either, refuse_duplicates, show, suggest
-from lb.framing import Framing, Ordering
+from lb.framing import Framing, Ordering, Responses
 
 _MAX_LISTENERS = 64
 _DEFAULT_PROTOCOL = "length-prefixed"
@@ -19,7 +19,8 @@ class Listeners:
     """The listeners of a file.
 
     `pools` are the names that may be used, None if nobody knows them; `taken` says who has an address;
-    `shared` are the pools whose clients share their connections.
+    `shared` are the pools whose clients share their connections, `keyed` those where what a message says
+    decides where it goes.
     """
 
     def __init__(
@@ -29,11 +30,13 @@ class Listeners:
         pools: frozenset[str] | None,
         taken: dict[Address, str],
         shared: frozenset[str],
+        keyed: frozenset[str],
     ) -> None:
         self.listeners: list[Listener] = []
         self._protocols = protocols
         self._pools = pools
         self._taken = taken
+        self._keyed = keyed
         self._shared: dict[str, Framing | None] = dict.fromkeys(shared)
         items = value.items("a list of listeners")
         if len(items) > _MAX_LISTENERS:
@@ -59,6 +62,8 @@ class Listeners:
         limits = section.optional("limits", _read_limits, Limits())
         if pool in self._shared:
             self._check_shared(section.entries.get("protocol", value), framing, pool)
+        if pool in self._keyed and framing.responses is Responses.ANY:
+            section.entries.get("protocol", value).fail(_no_key(framing, pool), "use `hash: client-address`")
         if name is None or address is None or pool is None:
             return None
         return Listener(name, address, framing, pool, limits)
@@ -114,6 +119,13 @@ class Listeners:
         if name is not None and names is not None and name not in names:
             value.fail(f"unknown pool {show(name)}", suggest(name, names, "pools"))
         return name
+
+
+def _no_key(framing: Framing, pool: str) -> str:
+    return (
+        f"{show(framing.name)} is `responses: any`, and nobody knows when a message for another backend may"
+        f" follow, but pool {pool} hashes what a message says"
+    )
 
 
 def _read_limits(value: Value) -> Limits | None:

@@ -6,6 +6,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from lb.framing import Framing
+from lb.routing import Hash
 
 
 class Balance(StrEnum):
@@ -183,6 +184,7 @@ class Pool:
 
     `panic_threshold`: percent of a level's weight that must be up, or the next level serves too.
     `slow_start`: seconds in which a backend that comes (back) up gets to its weight; 0: at once.
+    `hash`: what a message is hashed by, with `balance: hash` and with no other.
     """
 
     name: str
@@ -197,6 +199,7 @@ class Pool:
     timeouts: Timeouts = Timeouts()
     panic_threshold: int = 50
     slow_start: float = 0.0
+    hash: Hash | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ def _read_config(value: Value) -> Config | None:
             pools.names if pools else None,
             taken,
             pools.shared if pools else frozenset(),
+            pools.keyed if pools else frozenset(),
         ),
         "[{name: rpc, address: 0.0.0.0:7000}]",
     )

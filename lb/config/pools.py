@@ -2,6 +2,7 @@
 
 from ipaddress import IPv4Network, IPv6Network
 
+from lb.config.hashing import MOST_HASHED, read_key, read_max_load
 from lb.config.model import (
     LOCAL_NETWORKS,
     Address,
@@ -25,12 +26,13 @@ from lb.config.scalars import (
     read_network,
 )
 from lb.config.value import Section, Value, refuse_duplicates, show
+from lb.routing import MAX_LOAD, Hash
 
 _MAX_POOLS = 63  # the kernel's table has 64 places, and the self-test needs one
 _MAX_BACKENDS = 1024
 MAX_SHARED = 32  # connections of a pool that all clients share: the kernel program's choice is a bounded loop
 
-_read_balance = choice(Balance, absent={Balance.HASH})
+_read_balance = choice(Balance)
 _read_connections = choice(Connections)
 _read_per_backend = integer(1, 32, "the kernel program looks at no more than 32 connections of a pool")
 _read_most_workers = integer(1, MAX_SHARED, "the kernel program looks at no more connections of a pool")
@@ -50,7 +52,8 @@ class Pools:
     """The pools of a file.
 
     `names` has those of pools with mistakes too, so that these are not reported again at the listeners; None
-    says that a name is missing. `shared` are those whose clients share their connections.
+    says that a name is missing. `shared` are those whose clients share their connections, `keyed` those where
+    what a message says decides where it goes.
     """
 
     def __init__(self, value: Value, taken: dict[Address, str]) -> None:
@@ -69,12 +72,15 @@ class Pools:
             if pool is not None:
                 self.pools.append(pool)
         self.shared = frozenset(p.name for p in self.pools if p.connections is Connections.SHARED)
+        self.keyed = frozenset(p.name for p in self.pools if p.hash is not None and p.hash.by_message)
 
     def _read_pool(self, value: Value) -> Pool | None:
         section = value.section(
             "name",
             "backends",
             "balance",
+            "hash",
+            "max_load",
             "connections",
             "connections_per_backend",
             "max_in_flight",
@@ -104,21 +110,16 @@ class Pools:
         each = section.optional("connections_per_backend", _read_per_backend, default.connections_per_backend)
         in_flight = section.optional("max_in_flight", _read_in_flight, default.max_in_flight)
         if connections is not Connections.SHARED:
-            for key in ("connections_per_backend", "max_in_flight", "accept", "allow", "max_workers"):
-                if key in section.entries:
-                    section.entries[key].fail("is for shared connections only", "add `connections: shared`")
-        elif backends is not None:
-            count = len(backends) * each + (workers.most if workers is not None else 0)
-            if count > MAX_SHARED:
-                key = "connections_per_backend" if workers is None else "max_workers"
-                section.entries.get(key, value).fail(
-                    f"makes {count} connections (of a pool at most {MAX_SHARED})",
-                    "use fewer for each backend, or several pools",
-                )
+            _refuse_sharing(section)
+        else:
+            _check_count(section, len(backends or ()) * each, workers)
         panic_threshold = section.optional("panic_threshold", _read_panic_threshold, 50)
         slow_start = section.optional("slow_start", _read_slow_start, 0.0)
+        hashed = _read_hash(section, balance)
         if name is None or backends is None:
             return None
+        if balance is Balance.HASH:
+            _check_hashed(section, backends, workers)
         return Pool(
             name,
             backends,
@@ -132,6 +133,7 @@ class Pools:
             timeouts,
             panic_threshold=panic_threshold,
             slow_start=slow_start,
+            hash=hashed,
         )
 
     def _read_workers(self, section: Section) -> Workers | None:
@@ -179,6 +181,38 @@ class Pools:
         return tuple(backends)
 
 
+def _refuse_sharing(section: Section) -> None:
+    """Note what is there although clients do not share connections."""
+    for key in ("connections_per_backend", "max_in_flight", "accept", "allow", "max_workers"):
+        if key in section.entries:
+            section.entries[key].fail("is for shared connections only", "add `connections: shared`")
+
+
+def _check_count(section: Section, dialled: int, workers: Workers | None) -> None:
+    """Note that there are too many shared connections."""
+    count = dialled + (workers.most if workers is not None else 0)
+    if count > MAX_SHARED:
+        key = "connections_per_backend" if workers is None else "max_workers"
+        section.entries.get(key, section.value).fail(
+            f"makes {count} connections (of a pool at most {MAX_SHARED})",
+            "use fewer for each backend, or several pools",
+        )
+
+
+def _check_hashed(section: Section, backends: tuple[Backend, ...], workers: Workers | None) -> None:
+    """Note why the backends cannot be in one table."""
+    if workers is not None:
+        section.entries["accept"].fail(
+            "brings backends that the table of `balance: hash` does not have", "use another balance"
+        )
+    if len(backends) > MOST_HASHED:
+        section.entries["backends"].fail(
+            f"has {len(backends)} backends (a client has at most {MOST_HASHED} connections, and each key"
+            " must find its backend from all clients)",
+            "remove some, or use another balance",
+        )
+
+
 def _read_networks(value: Value) -> tuple[IPv4Network | IPv6Network, ...] | None:
     items = value.items("a list of networks such as [10.0.0.0/8]")
     networks = [network for item in items if (network := read_network(item))]
@@ -197,6 +231,19 @@ def _read_backend(value: Value) -> Backend | None:
     if name is None or address is None:
         return None
     return Backend(name, address, weight, max_outstanding, priority=priority)
+
+
+def _read_hash(section: Section, balance: Balance) -> Hash | None:
+    if balance is not Balance.HASH:
+        for key in ("hash", "max_load"):
+            if key in section.entries:
+                section.entries[key].fail(
+                    f"has no effect with `balance: {balance}`", "write `balance: hash`, or remove it"
+                )
+        return None
+    by = section.required("hash", read_key, "client-address")
+    max_load = None if section.off("max_load") else section.optional("max_load", read_max_load, MAX_LOAD)
+    return None if by is None else Hash(by, max_load)
 
 
 def _read_health_check(value: Value) -> HealthCheck | None:

@@ -86,10 +86,10 @@ class Bundle:
             for upstream in self.upstreams.values()
         )
 
-    def any_backend(self, number: int) -> Backend | None:
-        """One that can be connected to, others for other numbers."""
-        usable = [backend for backend in self._places if backend.effective_weight]
-        return usable[number % len(usable)] if usable else None
+    @property
+    def usable_backends(self) -> list[Backend]:
+        """Those that can be connected to; workers cannot."""
+        return [backend for backend in dict.fromkeys(self._places) if backend.effective_weight]
 
     # Upstreams come and go
 

@@ -9,7 +9,8 @@ import itertools
 import logging
 import select
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from lb import abi
@@ -18,7 +19,7 @@ from lb.backends import Backend, backoff
 from lb.config import Timeouts
 from lb.dataplane import NO_MEMORY, MappedSocket, PeerGoneError, PostChannel
 from lb.framing import Direction, Framing, FramingError, error_reply
-from lb.server import ending, faults, takeover
+from lb.server import ending, faults, routing, takeover
 from lb.server.admission import Admission
 from lb.server.context import Listening, Services
 from lb.server.guard import Guard
@@ -81,6 +82,11 @@ class Client:
         return f"client {self._peer} of {self.listening.config.name}"
 
     @property
+    def _key(self) -> bytes:
+        """Its address, by which its messages may be hashed."""
+        return ip_address(self.address).packed
+
+    @property
     def seen_bytes(self) -> int:
         """A number that changes whenever the client sends a message."""
         return self.mapped.consumed_bytes if self.mapped is not None else 0
@@ -125,7 +131,11 @@ class Client:
             return
         try:
             self.mapped = services.plane.insert_client(
-                self.ref, self.sock, self.listening.policy, address_rate=self.throttle.address_rate
+                self.ref,
+                self.sock,
+                self.listening.policy,
+                address=self._key if self.listening.policy.routed else b"",
+                address_rate=self.throttle.address_rate,
             )
             services.poller.watch(self.sock.fileno(), self)
         except PeerGoneError:
@@ -141,19 +151,37 @@ class Client:
 
     def _relay(self) -> None:
         """The client closed its side before it could be mapped: what it sent is complete, and small."""
+        if self.bundle is None:
+            there = [upstream.backend for upstream in self.connected_upstreams()]
+        else:
+            there = self.bundle.usable_backends
+        try:
+            backend = self._relay_by(there)
+        except routing.SeveralBackendsError:
+            self.refuse("half_closed")
+            return
         self.state = step(self.state, Event.ENDING)
         if self.bundle is not None:
-            self.run("relay", self._relay_alone(self.bundle))
+            self.run("relay", self._relay_alone(backend))
             return
-        connected = self.connected_upstreams()
-        upstream = connected[self.number % len(connected)]
-        sock = upstream.unsplice()
+        assert backend is not None
+        sock = self.upstreams[backend].unsplice()
         self.close_upstreams()
-        self.run("relay", self._relay_to(upstream.backend, sock))
+        self.run("relay", self._relay_to(backend, sock))
 
-    async def _relay_alone(self, bundle: "Bundle") -> None:
+    def _relay_by(self, there: Sequence[Backend]) -> Backend | None:
+        """Where all waiting messages go, of the backends that are there; None if none is."""
+        if self.listening.policy.routed and there:
+            try:
+                messages = takeover.look(self.sock, self.framing, Direction.REQUEST, everything=True)
+            except (FramingError, OSError):
+                messages = []  # the relay says what is wrong
+            if messages:
+                return routing.backend_of(self.listening, messages, self._key, there)
+        return there[self.number % len(there)] if there else None
+
+    async def _relay_alone(self, backend: Backend | None) -> None:
         """By a connection of its own, as those that are shared are the kernel's."""
-        backend = bundle.any_backend(self.number)
         sock = await connect(backend, self.timeouts.connect) if backend is not None else None
         if self.state is State.CLOSED:
             if sock is not None:
@@ -401,6 +429,9 @@ class Client:
         if self.bundle is not None:
             return mapped.has_room and self.bundle.has_room
         only = plane.bound_to(mapped)
+        waits_alone = mapped.paused is Pause.PAUSED_ORDER or self.state is State.DRAINING
+        if only is not None and waits_alone and self.listening.one_at_a_time:
+            return False
         return any(
             upstream.has_room and plane.accepts(upstream.backend.index, bound=only is not None)
             for upstream in self.upstreams.values()

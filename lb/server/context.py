@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lb import config
 from lb.backends import Backend
 from lb.dataplane import DataPlane, Policy
+from lb.framing import Ordering
 from lb.server import faults
 from lb.server.census import Census
 from lb.server.inquest import Inquest
@@ -78,6 +79,7 @@ class Pool:
     index: int
     backends: list[Backend]
     rows: list[int] = field(default_factory=list)  # indices of all backends that it can have
+    table: bytes = b""  # hashed: which backend has each place
     clients: set["Client"] = field(default_factory=set)
     route: int | None = None  # that all clients share
     workers: "Workers | None" = None
@@ -85,7 +87,14 @@ class Pool:
 
 
 def _no_refusals() -> Counter[str]:
-    reasons = ("max_clients", "max_clients_per_address", "max_connections", "no_backend", "no_memory")
+    reasons = (
+        "max_clients",
+        "max_clients_per_address",
+        "max_connections",
+        "no_backend",
+        "no_memory",
+        "half_closed",
+    )
     return Counter(dict.fromkeys(reasons, 0))
 
 
@@ -120,6 +129,12 @@ class Listening:
         """Seconds that a client may send nothing."""
         idle = self.config.limits.idle
         return self.timeouts.idle if idle is None else idle
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether a message for another backend waits until those before it are answered."""
+        by = self.pool.config.hash
+        return by is not None and by.by_message and self.config.framing.ordering is Ordering.FIFO
 
     @property
     def max_message(self) -> int:

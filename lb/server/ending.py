@@ -55,6 +55,7 @@ async def after_peer(client: "Client") -> None:
                     Direction.REQUEST,
                     room=client.may_resume,
                     ended=lambda: client.state is State.CLOSED or mapped.passed_messages > 0,
+                    alone=client.listening.one_at_a_time,
                 )
                 if mapped.passed_messages:
                     client.fail("no_backend")

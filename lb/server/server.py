@@ -6,7 +6,7 @@ import socket
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
-from lb import abi, config
+from lb import abi, config, maglev
 from lb.backends import Backend
 from lb.dataplane import DataPlane, Policy, Traffic
 from lb.health import Monitor
@@ -30,6 +30,7 @@ _BALANCE = {
     config.Balance.ROUND_ROBIN: abi.Balance.ROUND_ROBIN,
     config.Balance.LEAST_OUTSTANDING: abi.Balance.LEAST_OUTSTANDING,
     config.Balance.RANDOM: abi.Balance.RANDOM,
+    config.Balance.HASH: abi.Balance.HASH,
 }
 # Without health_check, one success brings a backend back and three failures in a row take it out.
 _PASSIVE = config.HealthCheck(rise=1, fall=3)
@@ -202,6 +203,7 @@ class Server:
                     route=pool.route,
                     traffic=rows[0] if shared else 0,
                     rate=services.buckets.new(listener.limits.rate) if listener.limits.rate else 0,
+                    routed=pool.config.hash is not None,
                 ),
                 services=services,
                 traffic=dict(zip(pool.rows, rows, strict=True)),
@@ -225,6 +227,10 @@ class Server:
             backend = Backend(settings.name, configured, settings.health_check or _PASSIVE, index)
             pool.backends.append(backend)
             pool.rows.append(index)
+        if settings.hash is not None:
+            pool.table = maglev.table(settings.backends)
+            indices = [backend.index for backend in pool.backends]
+            self.plane.hashing.publish(pool.index, settings.hash, indices, pool.table)
         weights = Weights(pool, services)
         sock = self._bound_workers.get(settings.name)
         if settings.workers is not None and sock is not None:

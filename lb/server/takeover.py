@@ -17,14 +17,19 @@ _FEWEST = 64 * 1024  # bytes looked at at once
 _POSTED = 256 * 1024  # bytes in the channel that have no verdict yet
 
 
-def look(sock: socket.socket, framing: Framing, direction: Direction) -> list[Message]:
-    """The whole messages at the head of the receive queue, which stay there.
+def look(
+    sock: socket.socket, framing: Framing, direction: Direction, *, everything: bool = False
+) -> list[Message]:
+    """The whole messages at the head of the receive queue, or all in it, which stay there.
 
     Empty if there is none. Raises FramingError if there is no message in front of what is none; OSError if
     the connection was reset.
     """
+    size = max(_FEWEST, framing.max_message)
+    if everything:
+        size = max(size, sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
     try:
-        data = sock.recv(max(_FEWEST, framing.max_message), socket.MSG_PEEK)
+        data = sock.recv(size, socket.MSG_PEEK)
     except BlockingIOError:
         return []
     end = 0
@@ -64,6 +69,7 @@ async def forward(
     *,
     room: Callable[[], bool],
     ended: Callable[[], bool],
+    alone: bool = False,
 ) -> str | None:
     """Posts everything that waits on a paused source whose peer has sent FIN.
 
@@ -74,12 +80,14 @@ async def forward(
         direction: of its messages.
         room: whether one more message may be sent on.
         ended: whether the source has been closed meanwhile.
+        alone: a message waits for the verdict of the one before.
 
     Returns:
         The reason if the stream does not end with a whole message; None if it does.
     """
     services.plane.take_over(mapped)
     posted = mapped.consumed_bytes
+    most = 0 if alone else _POSTED
     while not ended():
         try:
             messages = look(mapped.sock, framing, direction)
@@ -90,7 +98,7 @@ async def forward(
         if not messages:
             break
         for message in messages:
-            await until(lambda: ended() or (room() and posted - mapped.consumed_bytes < _POSTED))  # noqa: B023
+            await until(lambda: ended() or (posted - mapped.consumed_bytes <= most and room()))  # noqa: B023
             if ended():
                 return None
             # Only now: what is not sent on is counted by whoever closes the socket.

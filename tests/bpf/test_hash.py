@@ -2,6 +2,7 @@
 
 import os
 import struct
+import time
 from dataclasses import dataclass, replace
 
 import pytest
@@ -13,7 +14,7 @@ from lb.abi import Pause
 from lb.dataplane import Policy
 from lb.framing import Endian, Framing
 from lb.routing import MAX_KEY, Hash, Key, KeyKind, key_hash
-from tests.bpf.rig import FIFO, PREFIXED, Backend, Client, Rig, expect, kill, until_equal
+from tests.bpf.rig import FIFO, PREFIXED, Backend, Client, Rig, expect, kill, until, until_equal
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -265,6 +266,37 @@ def test_messages_for_several_backends_are_told_apart_where_clients_share_them(r
     wanted = [sum(pool.owner(data) == member for data in messages) for member in range(2)]
     until_equal(lambda: [upstream.mapped.outstanding for upstream in shared], wanted)
     assert min(wanted) > 0
+
+
+def test_a_rate_charges_a_message_once_although_its_key_comes_in_pieces(rig: Rig) -> None:
+    pool = Pool(rig, BY_STRING)
+    pool.policy = replace(pool.policy, rate=1)
+    rig.plane.rates.set(1, messages_per_second=1, burst=5, deny=False)
+    since = time.monotonic()
+    client = pool.client()
+    passed = 0
+    while passed < 30:
+        data = body(1, struct.pack(">H", 14) + b"key %10d" % passed)
+        client.far.sendall(data[:9])
+        until(lambda: bool(client.mapped.paused) or client.mapped.undecided == 9)
+        if client.mapped.paused:
+            break
+        client.far.sendall(data[9:])
+        expect(client.upstreams[pool.owner(data)].far, data)
+        passed += 1
+    assert client.mapped.paused is Pause.PAUSED_RATE
+    assert 5 <= passed <= 5 + (time.monotonic() - since) + 1
+
+
+def test_a_batch_that_a_key_ends_gives_its_tokens_back(rig: Rig) -> None:
+    pool = Pool(rig, BY_ID)
+    pool.policy = replace(pool.policy, rate=1)
+    rig.plane.rates.set(1, messages_per_second=1, burst=40, deny=False)
+    client = pool.client()
+    messages = [body(number, b"x" * 8) for number in range(40)]
+    client.far.sendall(b"".join(messages))
+    until_equal(lambda: sum(counts(client)), sum(map(len, messages)))
+    assert client.mapped.paused is Pause.RUNNING
 
 
 def other_key(pool: Pool, data: bytes) -> bytes:

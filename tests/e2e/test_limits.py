@@ -83,7 +83,14 @@ class TestListener:
 
     def test_reasons_are_there_from_the_start(self, lab: Lab) -> None:
         refused = lab.serve([lab.backend()]).metrics().by("reason", "refused_connections_total")
-        reasons = ("max_clients", "max_clients_per_address", "max_connections", "no_backend", "no_memory")
+        reasons = (
+            "max_clients",
+            "max_clients_per_address",
+            "max_connections",
+            "no_backend",
+            "no_memory",
+            "half_closed",
+        )
         assert refused == dict.fromkeys(reasons, 0)
 
     def test_max_clients(self, lab: Lab) -> None:

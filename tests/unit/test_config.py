@@ -383,7 +383,7 @@ REPORT = """\
     10.0.0.11:9000 or "[::1]:9000"
 23: listeners[2].name: is empty; write a name
 24: listeners[2].pool: is an alias of `x`; write the value itself
-27: pools[0].balance: `hash` is not in this version; use round_robin, least_outstanding or random
+26: pools[0].hash: is missing; add `hash: client-address`
 28: pools[0].connections: `sharde` is not a choice here; did you mean `shared`?
 29: pools[0].batch: 65 is outside 1..64 (the kernel program measures at most 64 messages at once); use 64 or
     less
@@ -447,9 +447,9 @@ def test_all_mistakes_of_a_file_are_reported_at_once() -> None:
                     " limits"
                 ),
                 (
-                    "2: pools[0]: is `x`; write a mapping with the keys name, backends, balance, connections,"
-                    " connections_per_backend, max_in_flight, batch, health_check, timeouts, panic_threshold,"
-                    " slow_start, accept, allow, max_workers"
+                    "2: pools[0]: is `x`; write a mapping with the keys name, backends, balance, hash,"
+                    " max_load, connections, connections_per_backend, max_in_flight, batch, health_check,"
+                    " timeouts, panic_threshold, slow_start, accept, allow, max_workers"
                 ),
             ],
         ),
@@ -755,7 +755,7 @@ def test_an_unknown_word_without_a_near_one_gets_the_known_ones() -> None:
         "2: listeners[0].pool: unknown pool `qqq`; known pools: workers",
         (
             "6: pools[0].balance: `fastest` is not a choice here;"
-            " known choices: least_outstanding, random, round_robin"
+            " known choices: hash, least_outstanding, random, round_robin"
         ),
     ]
 

@@ -1,0 +1,41 @@
+"""Where the programs would send messages, for the few that user space carries."""
+
+from collections.abc import Collection, Sequence
+
+from lb import maglev
+from lb.backends import Backend
+from lb.framing import Message
+from lb.routing import key_hash
+from lb.server.context import Listening
+
+
+class SeveralBackendsError(Exception):
+    """Not all of the messages are for the same backend."""
+
+
+def backend_of(
+    listening: Listening, messages: Sequence[Message], address: bytes, among: Collection[Backend]
+) -> Backend:
+    """The backend of those given that has all of the messages.
+
+    Args:
+        listening: where the messages came in; its pool is hashed.
+        messages: whole ones.
+        address: of their client, in network byte order.
+        among: the backends that can be sent to.
+
+    Raises:
+        SeveralBackendsError: no single one has them.
+    """
+    pool = listening.pool
+    by = pool.config.hash
+    assert by is not None
+    wanted = set()
+    for message in messages:
+        first = maglev.place(key_hash(by.key.of(message.data, address)))
+        members = (pool.table[place] for place in maglev.walk(first))
+        wanted.add(next((member for member in members if pool.backends[member] in among), None))
+    (member, *others) = wanted
+    if others or member is None:
+        raise SeveralBackendsError
+    return pool.backends[member]
