@@ -324,7 +324,7 @@ def test_a_source_that_is_paused_again_and_again_in_both_directions(rig: Rig) ->
     upstream = client.upstreams[0]
     narrow(client)
     narrow(upstream)
-    sent = b"".join(message(number, source.choice([16, 100, 1000, 9000])) for number in range(1000))
+    sent = b"".join(message(number, source.choice([16, 100, 1000, 9000])) for number in range(150))
     to_send, to_answer = memoryview(sent), bytearray()
     heard, answered = bytearray(), bytearray()
     pairs: tuple[tuple[End, End], ...] = ((client, upstream), (upstream, client))
