@@ -75,6 +75,10 @@ class TestNothingToObjectTo:
         assert verdict.objections == {}
         assert verdict.extra == 2
 
+    def test_what_was_made_up_of_a_client_that_was_relayed(self) -> None:
+        answers = [(0, FIRST), (0, AGAIN), (1, FIRST), (2, FIRST), (NO_SEQUENCE, FORGED)]
+        assert objections(client(answers=answers, shared=True)) == {}
+
     def test_silent_messages_that_were_counted(self) -> None:
         assert objections(client(sent=b"\1\1\1"), at=[upstream((1, 1), failed=11.0)], dropped=2) == {}
 
@@ -109,6 +113,15 @@ class TestWrongs:
         assert objections(client(answers=answers)) == {"doubled": 1}
         answers = [(0, FIRST), (0, AGAIN), (0, AGAIN), (1, FIRST), (2, FIRST)]
         assert objections(client(answers=answers)) == {"doubled": 1}
+
+    @pytest.mark.parametrize(
+        ("said", "wrong"), [([(0, AGAIN)], "doubled"), ([(NO_SEQUENCE, FORGED)], "astray")]
+    )
+    def test_what_was_made_up_on_a_shared_upstream(self, said: Any, wrong: str) -> None:
+        answers = [(0, FIRST), *said, (1, FIRST), (2, FIRST)]
+        at = [upstream((2, 0), (1, 0), (1, 1), (1, 2), deceived=True)]
+        mine, other = client(answers=answers, shared=True), client(2, sent=b"\0", shared=True)
+        assert objections(mine, other, at=at) == {wrong: 1}
 
     def test_astray(self) -> None:
         assert objections(client(foreign=[2])) == {"astray": 1}
@@ -158,11 +171,25 @@ class TestWire:
         asked = request(7, 5, size, silent=True, fifo=True)
         assert len(asked) == size
         label = read(asked)
-        assert label == Label(7, 5, 0, 0, response=False, silent=True, fifo=True)
+        assert label == Label(7, 5, 5, 0, 0, response=False, silent=True, fifo=True, shared=False)
         said = read(answer(label, 3, size, AGAIN))
-        assert said == Label(7, 5, 3, AGAIN, response=True, silent=False, fifo=False)
+        assert said == Label(7, 5, 5, 3, AGAIN, response=True, silent=False, fifo=False, shared=False)
         lie = read(forged(label, 3, 99))
-        assert lie == Label(7, NO_SEQUENCE, 3, FORGED, response=True, silent=False, fifo=False)
+        assert lie == Label(
+            7, NO_SEQUENCE, 99, 3, FORGED, response=True, silent=False, fifo=False, shared=False
+        )
+
+    def test_an_id_that_was_exchanged(self) -> None:
+        def exchange(message: bytes, number: int) -> bytes:
+            return message[:4] + number.to_bytes(4, "big") + message[8:]
+
+        asked = read(exchange(request(7, 5, 40, shared=True), 1 << 20 | 3))
+        assert asked == Label(7, 5, 1 << 20 | 3, 0, 0, response=False, silent=False, fifo=False, shared=True)
+        said = answer(asked, 3, 40)
+        assert read(said) is None  # its asker knows no such id
+        assert read(exchange(said, 5)) == Label(
+            7, 5, 5, 3, FIRST, response=True, silent=False, fifo=False, shared=False
+        )
 
     def test_every_changed_byte_shows(self) -> None:
         asked = request(7, 5, 40)

@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 31), help="default: any")
     parser.add_argument("--round", type=float, default=_ROUND, help=f"seconds a round, default: {_ROUND:g}")
     parser.add_argument("--mix", choices=MIXES, help="default: `all` every other round, the others in turn")
-    parser.add_argument("--clients", type=int, default=10, help="at each of four listeners, default: 10")
+    parser.add_argument("--clients", type=int, default=10, help="at each of six listeners, default: 10")
     options = parser.parse_args()
     say(f"seed {options.seed}")
     with tempfile.TemporaryDirectory() as folder, Chaos(Path(folder), options.seed) as chaos:

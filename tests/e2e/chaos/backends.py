@@ -5,6 +5,8 @@ import contextlib
 import random
 import socket
 import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
 
 from tests.e2e.chaos.history import UpstreamHistory
 from tests.e2e.chaos.mixes import SLOW, Mood
@@ -13,6 +15,7 @@ from tests.e2e.chaos.wire import AGAIN, LARGEST, Cutter, Label, MalformedError, 
 
 _TURN = 0.1  # seconds between the deeds of a mood that strikes again and again
 _FAREWELL = 5.0  # seconds that the balancer has to end a connection after our FIN
+_LOOK = 0.02  # seconds between two looks at the kernel's queues
 _PACES = (1, 7, 60, 700)  # bytes a tick
 Endpoint = tuple[str, int]
 
@@ -69,6 +72,11 @@ class Upstream:
         self._backend.connections.discard(self)
         self.over.set()
 
+    def cut_history(self) -> UpstreamHistory:
+        """What was seen until now, of a connection that goes on."""
+        done, self.history = self.history, UpstreamHistory(self._backend.name, time.monotonic())
+        return done
+
     def fail(self) -> None:
         """Note that what happens to this connection from here on is the backend's doing."""
         if self.history.failed is None:
@@ -107,10 +115,11 @@ def _answer_size(label: Label, size: int) -> int:
 class Backend:
     """Listens, and does what its mood is."""
 
-    def __init__(self, number: int, name: str, sock: socket.socket) -> None:
-        """Take over a listening, non-blocking socket."""
+    def __init__(self, number: int, name: str, sock: socket.socket, *, shared: bool) -> None:
+        """Take over a listening, non-blocking socket; ``shared``: its connections outlive the clients."""
         self.number = number
         self.name = name
+        self.shared = shared
         self.connections: set[Upstream] = set()
         self.histories: list[UpstreamHistory] = []
         self._sock: socket.socket | None = None
@@ -240,6 +249,14 @@ class Backend:
             upstream.stream.pace = pace
 
 
+def _queues() -> Iterator[tuple[int, int]]:
+    """Of each TCP socket of this network, for both of its ports: bytes in its queues; see proc(5)."""
+    for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
+        _, local, remote, _, queues, *_ = line.split()
+        waiting = sum(int(queue, 16) for queue in queues.split(":"))
+        yield from ((int(end.partition(":")[2], 16), waiting) for end in (local, remote))
+
+
 class Backends:
     """What the process of the backends does, on call."""
 
@@ -247,12 +264,12 @@ class Backends:
         self._backends: list[Backend] = []
         self._plays: list[asyncio.Task[None]] = []
 
-    async def open(self, names: list[str]) -> list[Endpoint]:
+    async def open(self, names: list[str], shared: Collection[str] = ()) -> list[Endpoint]:
         """Listen, once for each name; return where."""
         for number, name in enumerate(names, 1):
             sock = socket.create_server(("127.0.0.1", 0), backlog=4096)
             sock.setblocking(False)
-            self._backends.append(Backend(number, name, sock))
+            self._backends.append(Backend(number, name, sock, shared=name in shared))
         return [backend.endpoint for backend in self._backends]
 
     async def play(self, moods: dict[str, tuple[Mood, ...]], seed: int, seconds: float) -> None:
@@ -272,17 +289,38 @@ class Backends:
         ]
 
     async def collect(self, patience: float) -> tuple[list[UpstreamHistory], int]:
-        """End a round: what was seen, and how many connections the balancer did not end."""
+        """End a round: what was seen, and how many connections the balancer did not end.
+
+        Those that clients share go on; what is on its way to them must arrive.
+        """
         await asyncio.gather(*self._plays)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 # One more may come while others end: to try whether a backend is back, say.
-                while left := [entry for backend in self._backends for entry in backend.connections]:
+                while left := self._ending():
                     await asyncio.gather(*(upstream.over.wait() for upstream in left))
+                while self._on_its_way():  # noqa: ASYNC110 - the kernel tells nobody
+                    await asyncio.sleep(_LOOK)
         histories: list[UpstreamHistory] = []
         for upstream in left:
             upstream.reset()
         for backend in self._backends:
             histories += backend.histories
-            backend.histories = []
+            going_on = backend.connections if backend.shared else ()
+            for upstream in going_on:
+                upstream.cut_history()
+            backend.histories = [upstream.history for upstream in going_on]
         return histories, len(left)
+
+    def _ending(self) -> list[Upstream]:
+        return [
+            upstream
+            for backend in self._backends
+            for upstream in backend.connections
+            if upstream.mute or not backend.shared
+        ]
+
+    def _on_its_way(self) -> bool:
+        """Whether the kernel has bytes from or for a shared connection, unsent, unacknowledged or unread."""
+        ports = {backend.endpoint[1] for backend in self._backends if backend.shared}
+        return any(port in ports and waiting for port, waiting in _queues())

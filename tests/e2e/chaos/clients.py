@@ -59,7 +59,16 @@ class Client:
             mute = self._source.random() < silent
             sequence = len(history.sent)
             size = self._source.randint(least, min(largest, most))
-            requests.append(request(history.client, sequence, size, silent=mute, fifo=history.fifo))
+            requests.append(
+                request(
+                    history.client,
+                    sequence,
+                    size,
+                    silent=mute,
+                    fifo=history.fifo,
+                    shared=history.shared,
+                )
+            )
             history.sent.append(mute)
             self._due += not mute
         self.stream.write(b"".join(requests))
@@ -224,7 +233,8 @@ class Clients:
     ) -> dict[str, list[ClientHistory]]:
         """Keep ``count`` connections alive at each listener for a time; return them by listener.
 
-        A listener whose name ends in ``fifo`` takes answers in the order of the questions.
+        A listener whose name ends in ``fifo`` takes answers in the order of the questions; at one whose name
+        has ``shared`` in it clients share upstreams.
         """
         end = time.monotonic() + seconds
         histories: dict[str, list[ClientHistory]] = {name: [] for name in listeners}
@@ -255,6 +265,7 @@ class Clients:
                 fifo=listener.endswith("fifo"),
                 well=behaviour in WELL_BEHAVED or behaviour is Behaviour.LEAVE,
                 began=time.monotonic(),
+                shared="shared" in listener,
             )
             histories.append(history)
             await _live(history, endpoint, source)

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +26,11 @@ class Footprint:
     slots: int
     connections: int  # to backends
     outstanding: int
+    buffered: int  # bytes
     entries: dict[str, int]  # of hash maps; those that do not exist are absent
 
     def over(self, base: "Footprint") -> list[str]:
-        """What there is more of than at ``base``; nothing may be outstanding at all."""
+        """What there is more of than at ``base``; nothing may be outstanding or on its way at all."""
         pairs = [
             ("descriptors", self.descriptors, base.descriptors),
             ("slots", self.slots, base.slots),
@@ -36,11 +38,17 @@ class Footprint:
             *((name, count, base.entries.get(name, 0)) for name, count in self.entries.items()),
         ]
         over = [f"{now} {what}, {then} before" for what, now, then in pairs if now > then]
-        return over + ([f"{self.outstanding} outstanding"] if self.outstanding else [])
+        over += [f"{self.outstanding} outstanding"] if self.outstanding else []
+        return over + ([f"{self.buffered} bytes buffered"] if self.buffered else [])
 
     def __str__(self) -> str:
         maps = "".join(f"  {name} {count}" for name, count in self.entries.items())
         return f"fds {self.descriptors}  slots {self.slots}  upstreams {self.connections}{maps}"
+
+
+def nothing(upstreams: int = 0) -> Footprint:
+    """Of a balancer that serves nobody, but keeps so many connections to backends."""
+    return Footprint(sys.maxsize, upstreams, upstreams, 0, 0, {"lb_conns": sys.maxsize})
 
 
 def look(balancer: Balancer, *, maps: bool = True) -> Footprint:
@@ -51,6 +59,7 @@ def look(balancer: Balancer, *, maps: bool = True) -> Footprint:
         slots=balancer.status()["sockets"],
         connections=int(metrics.value("backend_connections")),
         outstanding=int(metrics.value("backend_outstanding_messages")),
+        buffered=int(metrics.value("buffered_bytes")),
         entries=_entries(balancer.pid) if maps else {},
     )
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from lb.config import parse
 from lb.framing import Framing
 from tests.e2e.balancer import Balancer, Tree, dump, show
-from tests.e2e.chaos.footprint import Footprint, settle
+from tests.e2e.chaos.footprint import Footprint, nothing, settle
 from tests.e2e.chaos.fuzzers import Findings
 from tests.e2e.chaos.program import run_in_lab, say
 from tests.e2e.chaos.worker import Worker
@@ -136,7 +136,7 @@ def _errors(balancer: Balancer, listener: str) -> Counter[str]:
 
 
 def _judge_footprint(balancer: Balancer, base: Footprint | None, total: Total) -> Footprint:
-    now = settle(balancer, base or Footprint(sys.maxsize, 0, 0, 0, {}))
+    now = settle(balancer, base or nothing())
     for text in now.over(base or now):
         total.object("leaks", text)
     return base or now

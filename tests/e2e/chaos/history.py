@@ -28,6 +28,7 @@ class ClientHistory:
     fifo: bool
     well: bool  # whether it does nothing wrong
     began: float
+    shared: bool = False  # whether it has its upstreams together with others
     sent: bytearray = field(default_factory=bytearray)  # by sequence: 1 if nobody answers it
     answers: list[tuple[int, int]] = field(default_factory=list)  # sequence and copy, as they came
     foreign: list[int] = field(default_factory=list)  # clients whose answers came here

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tests.bench.programs import compile_c, resident_bytes
 from tests.e2e.balancer import configuration, read_endpoint
-from tests.e2e.chaos.footprint import Footprint, look, settle
+from tests.e2e.chaos.footprint import Footprint, look, nothing, settle
 from tests.e2e.chaos.program import run_in_lab, say
 from tests.e2e.chaos.worker import Worker
 from tests.e2e.lab import Lab
@@ -74,7 +74,7 @@ def measure(lab: Lab, *, held: int, churned: int) -> Report:
         stack.callback(crowd.close)
         assert held <= crowd.call("room")
         crowd.call("churn", target, 3 * AT_ONCE, AT_ONCE)  # opens what stays
-        base = settle(balancer, Footprint(sys.maxsize, 0, 0, 0, {}))
+        base = settle(balancer, nothing())
         small = resident_bytes(balancer.pid)
         since = time.monotonic()
         served = crowd.call("hold", target, held, limit=120.0)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tests.e2e.chaos.history import ClientHistory, End, UpstreamHistory
-from tests.e2e.chaos.wire import FIRST, FORGED, NO_SEQUENCE
+from tests.e2e.chaos.wire import AGAIN, FIRST, FORGED, NO_SEQUENCE
 
 # Seconds by which a failure may precede or follow the life of a client that it concerns: the balancer hears
 # of it later than the backend that caused it, and the client later still.
@@ -79,10 +79,13 @@ class Touch:
     def __init__(self, upstreams: Iterable[UpstreamHistory]) -> None:
         self._failed: set[int] = set()
         self._deceived: set[int] = set()
+        self._alone: set[int] = set()
         # When backends failed: a message may have waited for the one that died, or found none alive.
         self._failures: list[float] = []
         for upstream in upstreams:
             owners = {client for client, _ in (*upstream.reads, *upstream.unread)}
+            if len(owners) == 1:
+                self._alone |= owners
             if upstream.deceived:
                 self._deceived |= owners
             if upstream.failed is None:
@@ -93,6 +96,13 @@ class Touch:
     def deceived(self, history: ClientHistory) -> bool:
         """Whether one of its backends said what nobody had asked."""
         return history.client in self._deceived
+
+    def shares(self, history: ClientHistory) -> bool:
+        """Whether all its upstreams carried messages of others too: it gets answers that it asked for only.
+
+        One that closed its side at once is relayed by a connection of its own.
+        """
+        return history.shared and history.client not in self._alone
 
     def failed(self, history: ClientHistory) -> bool:
         """Whether an error of this client may be a backend's fault."""
@@ -157,20 +167,26 @@ def _judge_answers(verdict: Verdict, history: ClientHistory, touch: Touch) -> No
     verdict.object("astray", len(history.foreign), f"{who} got answers for {history.foreign[:5]}")
     seen: set[tuple[int, int]] = set()
     latest = -1
+    shares = touch.shares(history)
     for sequence, copy in history.answers:
         if copy == FORGED and sequence == NO_SEQUENCE:
             verdict.extra += 1
+            verdict.object("astray", shares, f"{who} got what was made up, by a shared upstream")
         elif sequence >= len(history.sent) or history.sent[sequence]:
             verdict.object("astray", 1, f"{who} got an answer to {sequence}, which it did not ask")
         elif (sequence, copy) in seen:
             verdict.object("doubled", 1, f"{who} got the answer to {sequence} once more")
         elif copy != FIRST:
             verdict.extra += 1
+            twice = shares and (sequence, FIRST) in seen
+            verdict.object("doubled", twice, f"{who} got both answers to {sequence} by a shared upstream")
         else:
             # A backend that says too much moves the count by which first comes first served is kept.
             if history.fifo and sequence < latest and not touch.deceived(history):
                 verdict.object("reordered", 1, f"{who} got the answer to {sequence} after {latest}")
             latest = max(latest, sequence)
+            twice = shares and (sequence, AGAIN) in seen
+            verdict.object("doubled", twice, f"{who} got both answers to {sequence} by a shared upstream")
         seen.add((sequence, copy))
 
 

@@ -1,7 +1,6 @@
 """Rounds of chaos against one balancer: each begins and ends with nobody there, and is judged by itself."""
 
 import random
-import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Self
 
 from tests.e2e.balancer import Balancer, Tree, show
 from tests.e2e.chaos.clients import PATIENCE
-from tests.e2e.chaos.footprint import Footprint, settle
+from tests.e2e.chaos.footprint import Footprint, nothing, settle
 from tests.e2e.chaos.history import ClientHistory, UpstreamHistory
 from tests.e2e.chaos.mixes import ASKING, MIXES, Behaviour, Mood
 from tests.e2e.chaos.model import Verdict, judge
@@ -20,8 +19,13 @@ from tests.e2e.lab import Lab
 
 WILD = ("a", "b", "c")  # have moods
 CALM = ("d", "e")  # are always well, and so must be all of their clients
-_LISTENERS = ("wild-any", "wild-fifo", "calm-any", "calm-fifo")
+# The same, of clients that share their upstreams.
+WILD_SHARED = ("p", "q", "r")
+CALM_SHARED = ("s", "t")
+_POOLS = {"wild": WILD, "calm": CALM, "wildshared": WILD_SHARED, "calmshared": CALM_SHARED}
+_LISTENERS = ("wild-any", "wild-fifo", "calm-any", "calm-fifo", "wildshared-any", "calmshared-any")
 _DRAIN = 10  # seconds
+_SHARED_EACH = 2  # connections to a backend
 _BALANCES = ("round_robin", "least_outstanding", "random")
 # Seconds that the last client, and then the balancer, may take after a round.
 _REST = 2 * PATIENCE + 30
@@ -29,7 +33,7 @@ Endpoint = tuple[str, int]
 
 
 def configuration(backends: dict[str, Endpoint], source: random.Random) -> Tree:
-    """Two pools, with a listener of each ordering for both."""
+    """Two pools, with a listener of each ordering for both; and two whose clients share connections."""
     return {
         "admin": {"address": "127.0.0.1:0"},
         "runtime": {"max_connections": 16384, "buffer_budget": "1MiB"},
@@ -45,16 +49,28 @@ def configuration(backends: dict[str, Endpoint], source: random.Random) -> Tree:
                 "balance": source.choice(_BALANCES),
                 "batch": source.choice([1, 8, 64]),
                 "backends": [{"name": name, "address": show(backends[name])} for name in names],
-                "timeouts": {"connect": "5s", "drain": f"{_DRAIN}s", "half_message": "5s"},
+                "timeouts": {"connect": "5s", "drain": f"{_DRAIN}s", "half_message": "5s"} | patience,
             }
-            for pool, names in (("wild", WILD), ("calm", CALM))
+            | sharing
+            for pool, names in _POOLS.items()
+            for sharing, patience in [_sharing(source) if "shared" in pool else ({}, {})]
         ],
     }
 
 
+def _sharing(source: random.Random) -> tuple[Tree, Tree]:
+    """How clients share; they may read as slowly as others do."""
+    sharing = {
+        "connections": "shared",
+        "connections_per_backend": _SHARED_EACH,
+        "max_in_flight": source.choice([16, 256, 1024]),
+    }
+    return sharing, {"slow_client": f"{PATIENCE:g}s"}
+
+
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What is played: a mix, for some seconds, with so many clients at each of four listeners."""
+    """What is played: a mix, for some seconds, with so many clients at each listener."""
 
     mix: str
     seed: int
@@ -73,8 +89,10 @@ class Chaos:
             self._backends, self._clients = Worker("backends", lab.here), Worker("clients", lab.here)
             for worker in (self._backends, self._clients):
                 self._stack.callback(worker.close)
-            names = [*WILD, *CALM]
-            endpoints = dict(zip(names, self._backends.call("open", names), strict=True))
+            names = [name for pool in _POOLS.values() for name in pool]
+            shared = {*WILD_SHARED, *CALM_SHARED}
+            endpoints = dict(zip(names, self._backends.call("open", names, shared), strict=True))
+            self._nothing = nothing(_SHARED_EACH * len(shared))
             self.balancer: Balancer = lab.balancer(configuration(endpoints, random.Random(seed)))
             self.balancer.wait_ready()
             self._play(Round("calm", seed, 0.3))  # opens what stays
@@ -93,17 +111,17 @@ class Chaos:
         self._stack.close()
 
     def _empty(self) -> Footprint:
-        nothing = Footprint(sys.maxsize, 0, 0, 0, {})
-        return settle(self.balancer, nothing, limit=3 * _DRAIN)
+        return settle(self.balancer, self._nothing, limit=3 * _DRAIN)
 
     def _play(self, what: Round) -> tuple[dict[str, list[ClientHistory]], list[UpstreamHistory], int]:
         mix = MIXES[what.mix]
-        moods: dict[str, tuple[Mood, ...]] = dict.fromkeys(WILD, mix.moods)
+        moods: dict[str, tuple[Mood, ...]] = dict.fromkeys((*WILD, *WILD_SHARED), mix.moods)
         calm = mix.behaviours if what.mix != "forget" else ASKING
         if Behaviour.FORGET in mix.behaviours:
             # Who is refused because nobody is there has sent nothing that the balancer ever had, and does not
             # hear of it after it has closed: one backend stays.
-            moods[WILD[-1]] = tuple(mood for mood in mix.moods if mood is not Mood.DIE)
+            for last in (WILD[-1], WILD_SHARED[-1]):
+                moods[last] = tuple(mood for mood in mix.moods if mood is not Mood.DIE)
         behaviours = {name: mix.behaviours if name.startswith("wild") else calm for name in _LISTENERS}
         self._backends.call("play", moods, what.seed, what.seconds)
         lives = self._clients.call(
@@ -115,8 +133,9 @@ class Chaos:
             what.clients,
             limit=what.seconds + _REST,
         )
+        self._empty()
         upstreams, left = self._backends.call("collect", 3.0 * _DRAIN, limit=_REST)
-        pools: dict[str, list[ClientHistory]] = {"wild": [], "calm": []}
+        pools: dict[str, list[ClientHistory]] = {name: [] for name in _POOLS}
         for listener, histories in lives.items():
             pools[listener.partition("-")[0]] += histories
         return pools, upstreams, left
@@ -127,9 +146,11 @@ class Chaos:
         pools, upstreams, left = self._play(what)
         after = settle(self.balancer, self.base, limit=3 * _DRAIN)
         dropped = int(self.balancer.metrics().value("dropped_messages_total") - before)
-        verdict = judge(pools["wild"], [entry for entry in upstreams if entry.backend in WILD], dropped)
+        wild = [entry for entry in upstreams if entry.backend in {*WILD, *WILD_SHARED}]
+        verdict = judge(pools["wild"] + pools["wildshared"], wild, dropped)
         # No drop excuses anything where no backend failed.
-        verdict.add(judge(pools["calm"], [entry for entry in upstreams if entry.backend in CALM], 0))
+        calm = [entry for entry in upstreams if entry.backend in {*CALM, *CALM_SHARED}]
+        verdict.add(judge(pools["calm"] + pools["calmshared"], calm, 0))
         over = after.over(self.base)
         verdict.object("leaks", len(over), "; ".join(over))
         verdict.object("leaks", left, f"{left} connections to backends were not ended")

@@ -1,9 +1,10 @@
 """The protocol of the chaos suite: messages that prove whose they are, and that they are whole.
 
-    byte 0      marks: 0x50 in 0x70 (the magic), 0x80 a response, 0x01 nobody answers, 0x02 of a fifo client
+    byte 0      marks: 0x50 in 0x70 (the magic), 0x80 a response, 0x01 nobody answers, 0x02 of a fifo client,
+                0x04 of a client that shares its upstreams
     bytes 1-3   length of the whole message, big-endian
-    bytes 4-7   id: the sequence of the request, so every client uses the same ids
-    bytes 8-23  label: client, sequence, origin (0, or which backend and which copy), checksum of all the rest
+    bytes 4-7   id: the sequence of the request, the same for all clients; on shared upstreams another
+    bytes 8-23  label: client, sequence, origin (0, or which backend and which copy), checksum of all but id
     byte 24-    filling
 
 The cutter here is not the program's own: a mistake in one of them shows.
@@ -20,7 +21,7 @@ LARGEST = 64 * 1024  # bytes: the longest request that a client sends
 NO_SEQUENCE = 0xFFFFFFFF  # of an answer to nothing
 FIRST, AGAIN, FORGED = range(3)  # copies of an answer
 
-_MAGIC, _RESPONSE, _SILENT, _FIFO = 0x50, 0x80, 0x01, 0x02
+_MAGIC, _RESPONSE, _SILENT, _FIFO, _SHARED = 0x50, 0x80, 0x01, 0x02, 0x04
 _HEADER = struct.Struct(">II")
 _LABEL = struct.Struct(">III")
 _CHECKSUM = struct.Struct(">I")
@@ -52,11 +53,17 @@ class Label(NamedTuple):
 
     client: int
     sequence: int
+    number: int  # the id that it came with
     backend: int
     copy: int
     response: bool
     silent: bool
     fifo: bool
+    shared: bool
+
+
+def _checksum(head: bytes, filling: bytes) -> int:
+    return zlib.crc32(filling, zlib.crc32(head[_HEADER.size :], zlib.crc32(head[:4])))
 
 
 def _message(marks: int, number: int, client: int, sequence: int, origin: int, size: int) -> bytes:
@@ -64,17 +71,20 @@ def _message(marks: int, number: int, client: int, sequence: int, origin: int, s
     head = _HEADER.pack((_MAGIC | marks) << 24 | size, number) + _LABEL.pack(client, sequence, origin)
     start = (client * 31 + sequence * 4099) % (len(_FILLING) - MOST)
     filling = _FILLING[start : start + size - LEAST]
-    return head + _CHECKSUM.pack(zlib.crc32(filling, zlib.crc32(head))) + filling
+    return head + _CHECKSUM.pack(_checksum(head, filling)) + filling
 
 
-def request(client: int, sequence: int, size: int, *, silent: bool = False, fifo: bool = False) -> bytes:
+def request(
+    client: int, sequence: int, size: int, *, silent: bool = False, fifo: bool = False, shared: bool = False
+) -> bytes:
     """A request of ``size`` bytes."""
-    return _message(_SILENT * silent | _FIFO * fifo, sequence, client, sequence, 0, size)
+    marks = _SILENT * silent | _FIFO * fifo | _SHARED * shared
+    return _message(marks, sequence, client, sequence, 0, size)
 
 
 def answer(asked: Label, backend: int, size: int, copy: int = FIRST) -> bytes:
     """The answer to a request."""
-    return _message(_RESPONSE, asked.sequence, asked.client, asked.sequence, backend << 8 | copy, size)
+    return _message(_RESPONSE, asked.number, asked.client, asked.sequence, backend << 8 | copy, size)
 
 
 def forged(asked: Label, backend: int, number: int) -> bytes:
@@ -85,19 +95,21 @@ def forged(asked: Label, backend: int, number: int) -> bytes:
 def read(data: bytes) -> Label | None:
     """Return the label of a message, None if it has other bytes than it was made with."""
     first, number, client, sequence, origin, checksum = _WHOLE.unpack_from(data)
-    if checksum != zlib.crc32(data[LEAST:], zlib.crc32(data[: LEAST - 4])):
-        return None
-    if sequence not in (number, NO_SEQUENCE):
+    if checksum != _checksum(data[: LEAST - _CHECKSUM.size], data[LEAST:]):
         return None
     marks = first >> 24
+    if sequence not in (number, NO_SEQUENCE) and not marks & _SHARED:
+        return None
     return Label(
         client,
         sequence,
+        number,
         origin >> 8,
         origin & 0xFF,
         bool(marks & _RESPONSE),
         bool(marks & _SILENT),
         bool(marks & _FIFO),
+        bool(marks & _SHARED),
     )
 
 
