@@ -17,7 +17,6 @@ enum lb_turn {
 struct lb_picking {
 	struct lb_route *route;
 	struct lb_turns *turns;
-	__u64 floor;
 	__u64 best_score, best_time;
 	__u64 weights; /* of the candidates so far */
 	__u32 balance;
@@ -64,8 +63,6 @@ static long lb_pick_step(__u32 i, void *context)
 		p->last = number + 1;
 	}
 	time = p->turns->times[number & (LB_MAX_BACKENDS - 1)];
-	if (time < p->floor)
-		time = p->floor;
 	if (p->balance == LB_RANDOM) {
 		/* Each candidate replaces the earlier ones with its share. */
 		p->weights += backend->weight;
@@ -115,16 +112,17 @@ __noinline int lb_pick(__u32 number, __u32 excluded)
 	picking.turns = bpf_map_lookup_elem(&lb_turns, &zero);
 	if (!pool || !picking.route || !picking.turns)
 		return -1;
-	/* A backend without turns for a while must not get them all at once. */
-	picking.floor = picking.turns->floor[client->pool & (LB_MAX_POOLS - 1)];
-	picking.floor = picking.floor > LB_LAG ? picking.floor - LB_LAG : 0;
 	picking.balance = pool->balance;
 	picking.shared = route != number;
 	bpf_loop(LB_MAX_UPSTREAMS, lb_pick_step, &picking, 0);
 	return picking.best;
 }
 
-/* Charges a backend for the messages that it gets. */
+/*
+ * Charges a backend for the messages that it gets. One without turns for a while must not
+ * get them all at once: it is set LB_LAG behind the others with its first. Only then: of
+ * several that are behind, the one that waits for longest is next.
+ */
 static __always_inline void lb_charge(__u32 number, __u32 stride, __u32 pool, __u32 messages)
 {
 	__u32 zero = 0;

@@ -217,6 +217,23 @@ def test_round_robin_charges_for_every_message_of_a_batch(rig: Rig) -> None:
             expect(client.upstreams[1].far, message(number))
 
 
+def test_round_robin_starves_nobody_by_long_runs(rig: Rig) -> None:
+    """A run longer than LB_LAG puts all others as far behind as any can be: they take turns all the same."""
+    backends = [rig.backend() for _ in range(4)]
+    client = rig.client(rig.policy(FIFO), *backends)
+    numbers = prefixed(range(300))
+
+    with one_cpu():
+        for run in range(12):
+            client.far.sendall(numbers)
+            turn = client.upstreams[run % 4].far
+            expect(turn, numbers)
+            turn.sendall(numbers)
+            expect(client.far, numbers)
+
+    assert [backend.requests for backend in backends] == [900] * 4
+
+
 def test_a_backend_that_comes_late_gets_a_lead_and_not_everything(rig: Rig) -> None:
     """Its lead is LB_LAG, 64 messages at weight 1; then the turns alternate."""
     old, new = rig.backend(), rig.backend()
