@@ -69,13 +69,11 @@ static __always_inline void lb_loop(__u32 n, long (*step)(__u32, void *), void *
 #include "lb_direct.h"
 #include "lb_shared.h"
 #include "lb_rate.h"
+#include "lb_refuse.h"
+#include "lb_transfer.h"
 
-enum {
-	LB_CLIENT_STATES = 1U << LB_TCP_ESTABLISHED | 1U << LB_TCP_CLOSE_WAIT,
-};
-
-/* Whether a client lets its responses wait. */
-static __always_inline bool lb_client_full(__u32 number, __u32 generation)
+/* Whether a client lets its responses wait. A global function: the verifier looks at it once. */
+__noinline int lb_client_full(__u32 number, __u32 generation)
 {
 	struct lb_slot *client = lb_slot_of(number, generation);
 	struct lb_room room;
@@ -151,13 +149,15 @@ static __always_inline int lb_take(struct __sk_buff *skb, struct lb_slot *source
 		},
 	};
 	struct lb_choice choice = {};
-	bool limited = lb_limited(source);
+	bool limited = lb_limited(source), transfers = false;
 	enum lb_pause why = LB_RUNNING;
 	struct lb_batch batch;
 
 	if (measuring.from_client) {
 		measuring.target = number;
-		measuring.target_generation = lb_unknown(source->routed);
+		transfers = lb_transfers(source, number, framing);
+		measuring.target_generation = lb_unknown((source->routed ? LB_APART_ROUTED : 0) |
+							 (transfers ? LB_APART_TRANSFERS : 0));
 		why = lb_choose(number, begun, &choice);
 		measuring.slot = choice.slot;
 		/* On a shared upstream the verdict notes requests, with ids of the upstream's. */
@@ -176,12 +176,26 @@ static __always_inline int lb_take(struct __sk_buff *skb, struct lb_slot *source
 		why = LB_PAUSED_FULL;
 	if (!begun && *(volatile __u32 *)&source->hold)
 		why = LB_PAUSED_HELD;
+	if (transfers) {
+		if (!source->started)
+			source->denied = LB_NOT_DENIED;
+		if (!source->denied && lb_is_transfer(skb, offset, available)) {
+			source->denied = LB_DENIED_TRANSFER;
+			measuring.limit = 1;
+		}
+		if (source->denied == LB_DENIED_TRANSFER)
+			limited = false;
+	}
 	if (limited && (begun || !why)) {
 		why = lb_allow(number, measuring.limit, begun);
-		if (source->denied)
+		if (source->denied) {
 			measuring.generation = 0;
-		else if (source->allowed < measuring.limit)
+			/* For the refusal. */
+			if (!begun && framing->edits && lb_client_full(number, source->generation))
+				why = LB_PAUSED_FULL;
+		} else if (source->allowed < measuring.limit) {
 			measuring.limit = source->allowed;
+		}
 	}
 	if (!begun && why) {
 		lb_unreserve(&choice, 0);
@@ -256,6 +270,11 @@ static __always_inline void lb_finish_request(struct __sk_buff *skb, struct lb_s
 	struct lb_choice choice = {};
 	struct lb_measuring measuring = { .framing = framing, .stream = skb };
 
+	if (lb_transfers(client, number, framing) &&
+	    lb_is_transfer(skb, position->offset, position->length)) {
+		client->denied = LB_DENIED_TRANSFER;
+		return;
+	}
 	if (lb_limited(client)) {
 		if (client->denied)
 			return;
@@ -311,8 +330,12 @@ static __always_inline int lb_request(struct __sk_buff *skb, struct lb_slot *cli
 	struct lb_traffic *traffic;
 
 	if (!client->target_generation && client->denied) {
-		lb_count(LB_DROPPED_RATE_LIMITED, client->batched);
-		return SK_DROP;
+		int verdict = lb_refuse(skb, number, position->offset, bytes);
+
+		if (verdict >= 0)
+			return verdict;
+		why = LB_PASSED_NO_FLIGHT;
+		goto pass;
 	}
 	if (!client->target_generation)
 		goto pass;

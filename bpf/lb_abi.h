@@ -31,6 +31,7 @@ enum lb_limit {
 	LB_MAX_KEY = 255, /* bytes that a message is hashed by: no name in DNS is longer */
 	LB_TABLE = 65521, /* places of a hashed pool: a prime, and its numbers fit 16 bits */
 	LB_MAX_TABLE = 1 << 16,
+	LB_MAX_EDITS = 4, /* bytes of a request that its refusal changes */
 };
 
 enum lb_role {
@@ -60,6 +61,13 @@ enum lb_post_kind {
 			   generation */
 };
 
+/* Why a message is denied. */
+enum lb_denial {
+	LB_NOT_DENIED,
+	LB_DENIED_RATE, /* over a rate that denies */
+	LB_DENIED_TRANSFER, /* a request with many responses, on shared upstreams */
+};
+
 enum lb_balance {
 	LB_ROUND_ROBIN,
 	LB_LEAST_OUTSTANDING,
@@ -86,12 +94,14 @@ enum lb_framing_flag {
 	LB_ID_AFTER = 1 << 7, /* the id stands behind a counted string */
 	LB_NO_RESPONSE_SET = 1 << 8, /* no_response is looked up in a set, not compared */
 	LB_ANY_RESPONSES = 1 << 9, /* even a quiet request may get some */
+	LB_DNS_TRANSFERS = 1 << 10, /* a DNS question tells what gets several (lb_transfer.h) */
 };
 
 /* Index of lb_counters, in messages (the pauses: in pauses); everything but a redirect has one. */
 enum lb_counter {
 	LB_PASSED_NO_UPSTREAM, /* its last upstream died while the message was still coming in */
-	LB_PASSED_NO_FLIGHT, /* too many requests are outstanding on its upstream */
+	/* Too many requests are outstanding on its upstream, or there is no memory to change it. */
+	LB_PASSED_NO_FLIGHT,
 	LB_DROPPED_CLIENT_GONE, /* a response to a client that has left */
 	LB_DROPPED_UNSOLICITED, /* a backend's message that answers nothing */
 	LB_DROPPED_UPSTREAM_GONE, /* a message without response whose upstream was just removed */
@@ -106,6 +116,8 @@ enum lb_counter {
 	LB_PAUSES_RATE,
 	LB_PAUSES_ORDER,
 	LB_DROPPED_RATE_LIMITED, /* over a rate that denies */
+	LB_DROPPED_TRANSFER, /* a zone transfer, on shared upstreams */
+	LB_REFUSALS, /* of what was dropped, requests that became their own refusals */
 	LB_COUNTERS,
 };
 
@@ -119,6 +131,14 @@ struct lb_field {
 	__u64 value; /* for a match: what the masked field must be */
 };
 
+/* byte = byte & keep | set */
+struct lb_edit {
+	__u32 offset; /* from the start of the message */
+	__u8 keep;
+	__u8 set;
+	__u16 pad;
+};
+
 struct lb_framing {
 	enum lb_framing_flag flags;
 	__u32 window; /* leading bytes that hold every declared field */
@@ -126,7 +146,7 @@ struct lb_framing {
 	__u32 max_message;
 	__s64 adjust; /* whole message = length field + adjust */
 	__u32 id_width; /* bytes */
-	__u32 pad;
+	__u32 edits; /* that make a request its own refusal; 0: there is none */
 	struct lb_field length;
 	struct lb_field id; /* its offset with LB_ID_AFTER: where it stands behind an empty string */
 	struct lb_field response_id; /* of a backend's messages: differs in its offset at most */
@@ -135,6 +155,7 @@ struct lb_framing {
 	struct lb_field no_response; /* matches: the request gets no response */
 	struct lb_field magic; /* must match */
 	__u64 no_response_set[4]; /* LB_NO_RESPONSE_SET: a bit for each value of the byte */
+	struct lb_edit refusal[LB_MAX_EDITS];
 };
 
 struct lb_pool {
@@ -216,7 +237,7 @@ struct lb_slot {
 	__u32 open; /* client: its last request was quiet and may be answered all the same */
 	__u32 opening; /* from parser to verdict: so is the last message of what was measured */
 	__u32 late; /* shared upstream, within the verdict: responses to what was given up */
-	__u32 denied; /* from parser to verdict: over a rate, to be dropped */
+	enum lb_denial denied; /* from parser to verdict: to be dropped, or refused */
 	__u64 rate_full; /* when the rate is full again, with what was allowed */
 	__u64 address_full;
 	__u32 allowed; /* messages, by its rates: what is not needed is given back */
@@ -353,7 +374,8 @@ struct lb_routing {
 };
 
 _Static_assert(sizeof(struct lb_field) == 32, "lb_field");
-_Static_assert(sizeof(struct lb_framing) == 32 + 8 * 32, "lb_framing");
+_Static_assert(sizeof(struct lb_edit) == 8, "lb_edit");
+_Static_assert(sizeof(struct lb_framing) == 32 + 9 * 32, "lb_framing");
 _Static_assert(sizeof(struct lb_backend) == 128, "lb_backend");
 _Static_assert(sizeof(struct lb_rate) == 64, "lb_rate");
 _Static_assert(sizeof(struct lb_slot) == 64 + 192 + 128, "lb_slot");

@@ -12,6 +12,7 @@
 #include "lb_framing.h"
 #include "lb_hash.h"
 #include "lb_maps.h"
+#include "lb_transfer.h"
 
 /* A global function, because the parser asks it in a loop: the verifier looks at it once. */
 __noinline __u64 lb_decide(struct __sk_buff *skb, __u32 number, __u32 offset, __u32 length,
@@ -28,11 +29,22 @@ __noinline __u64 lb_decide(struct __sk_buff *skb, __u32 number, __u32 offset, __
 	return client ? lb_place(&message, number, client->pool) : 0;
 }
 
+/* Of a client, as measuring.target_generation: what keeps messages apart. */
+enum lb_apart {
+	LB_APART_ROUTED = 1, /* they go to different upstreams */
+	LB_APART_TRANSFERS = 2, /* some are refused */
+};
+
 static __always_inline int lb_together(struct lb_measuring *m, __u32 offset, __u32 length)
 {
 	__u32 client = m->target;
-	struct lb_routing *routing = bpf_map_lookup_elem(&lb_routing, &client);
+	struct lb_routing *routing;
 
+	if (m->target_generation & LB_APART_TRANSFERS && lb_is_transfer(m->stream, offset, length))
+		return 0;
+	if (!(m->target_generation & LB_APART_ROUTED))
+		return 1;
+	routing = bpf_map_lookup_elem(&lb_routing, &client);
 	if (!routing)
 		return 0;
 	return !((lb_decide(m->stream, client, offset, length, length) ^ routing->bound) &

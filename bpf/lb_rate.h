@@ -174,7 +174,7 @@ __noinline int lb_allow(__u32 number, __u32 wanted, __u32 begun)
 		return LB_RUNNING;
 	}
 	if (over->deny && !client->started) {
-		client->denied = 1;
+		client->denied = LB_DENIED_RATE;
 		return LB_RUNNING;
 	}
 	if (!begun)

@@ -20,6 +20,10 @@
 #include "lb_maps.h"
 #include "lb_tcp.h"
 
+enum {
+	LB_CLIENT_STATES = 1U << LB_TCP_ESTABLISHED | 1U << LB_TCP_CLOSE_WAIT,
+};
+
 struct lb_room {
 	bool alive;
 	__u32 backlog; /* bytes that are not in the send queue yet */

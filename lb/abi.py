@@ -11,7 +11,8 @@ from typing import TypeAlias
 
 from lb.libbpf import Btf, check_enum, check_struct
 
-U8, U32, U64, S64 = ctypes.c_uint8, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int64
+U8, U16, U32 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32
+U64, S64 = ctypes.c_uint64, ctypes.c_int64
 
 MAX_UPSTREAMS = 32
 MAX_BATCH = 64
@@ -26,6 +27,7 @@ MAX_HEAD = 288
 MAX_KEY = 255
 TABLE = 65521
 MAX_TABLE = 1 << 16
+MAX_EDITS = 4
 LOAD_UNIT = 1024
 
 
@@ -77,6 +79,14 @@ class Balance(enum.IntEnum):
     HASH = 3
 
 
+class Denial(enum.IntEnum):
+    """Why a message is denied."""
+
+    NOT_DENIED = 0
+    DENIED_RATE = 1
+    DENIED_TRANSFER = 2
+
+
 class Key(enum.IntEnum):
     """What a message is hashed by."""
 
@@ -99,6 +109,7 @@ class FramingFlag(enum.IntFlag):
     ID_AFTER = 128
     NO_RESPONSE_SET = 256
     ANY_RESPONSES = 512
+    DNS_TRANSFERS = 1024
 
 
 class Counter(enum.IntEnum):
@@ -120,7 +131,9 @@ class Counter(enum.IntEnum):
     PAUSES_RATE = 13
     PAUSES_ORDER = 14
     DROPPED_RATE_LIMITED = 15
-    COUNTERS = 16
+    DROPPED_TRANSFER = 16
+    REFUSALS = 17
+    COUNTERS = 18
 
 
 REASONS = tuple(counter for counter in Counter if counter is not Counter.COUNTERS)
@@ -139,6 +152,12 @@ class Field(ctypes.Structure):
     )
 
 
+class Edit(ctypes.Structure):
+    """A byte that changes: ``byte & keep | set``."""
+
+    _fields_ = (("offset", U32), ("keep", U8), ("set", U8), ("pad", U16))
+
+
 class Framing(ctypes.Structure):
     """How messages of one protocol are measured."""
 
@@ -149,7 +168,7 @@ class Framing(ctypes.Structure):
         ("max_message", U32),
         ("adjust", S64),
         ("id_width", U32),
-        ("pad", U32),
+        ("edits", U32),
         ("length", Field),
         ("id", Field),
         ("response_id", Field),
@@ -158,8 +177,11 @@ class Framing(ctypes.Structure):
         ("no_response", Field),
         ("magic", Field),
         ("no_response_set", U64 * 4),
+        ("refusal", Edit * MAX_EDITS),
     )
+    edits: int
     no_response_set: "ctypes.Array[ctypes.c_uint64]"
+    refusal: "ctypes.Array[Edit]"
 
 
 class Pool(ctypes.Structure):
@@ -443,6 +465,7 @@ class Routing(ctypes.Structure):
 
 STRUCTS: dict[str, type[ctypes.Structure]] = {
     "lb_field": Field,
+    "lb_edit": Edit,
     "lb_framing": Framing,
     "lb_pool": Pool,
     "lb_backend": Backend,
@@ -470,6 +493,7 @@ ENUMS: dict[str, tuple[type[enum.IntEnum | enum.IntFlag], str]] = {
     "lb_role": (Role, "LB_ROLE_"),
     "lb_pause": (Pause, "LB_"),
     "lb_post_kind": (PostKind, "LB_POST_"),
+    "lb_denial": (Denial, "LB_"),
     "lb_balance": (Balance, "LB_"),
     "lb_key": (Key, "LB_KEY_"),
     "lb_flight_state": (FlightState, "LB_FLIGHT_"),

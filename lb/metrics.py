@@ -88,6 +88,9 @@ class _ServerCollector(Collector):
         for reason, messages in self._server.dropped_messages().items():
             dropped.add_metric((reason,), messages)
         yield dropped
+        refusals = _counter("refusals", "Dropped messages that the protocol's refusal answered.", ())
+        refusals.add_metric((), self._server.refusals())
+        yield refusals
         pauses = _counter("pauses", "Times that a connection was stopped in front of a message.", ("reason",))
         for name, counter in abi.Counter.__members__.items():
             if name.startswith("PAUSES_"):

@@ -1,7 +1,7 @@
 """Declared framings as the programs read them."""
 
 from lb import abi
-from lb.framing import Endian, Field, Framing, Match, OneOf, Ordering, Responses
+from lb.framing import Endian, Field, Framing, Match, OneOf, Ordering, Responses, Transfers
 
 
 def encode(framing: Framing) -> abi.Framing:
@@ -30,6 +30,9 @@ def encode(framing: Framing) -> abi.Framing:
         value.no_response = _match(framing.no_response)
     if framing.magic is not None:
         value.magic = _match(framing.magic)
+    value.edits = len(framing.refusal)
+    for place, edit in enumerate(framing.refusal):
+        value.refusal[place] = abi.Edit(offset=edit.offset, keep=edit.keep, set=edit.set)
     value.flags = _flags(framing)
     return value
 
@@ -47,6 +50,7 @@ def _flags(framing: Framing) -> abi.FramingFlag:
         flag.MANY_RESPONSES: framing.responses is not Responses.ONE,
         flag.ANY_RESPONSES: framing.responses is Responses.ANY,
         flag.KEEP_HEADS: framing.error_reply is not None,
+        flag.DNS_TRANSFERS: framing.transfers is Transfers.DNS,
     }
     return flag(sum(one for one, is_declared in declared.items() if is_declared))
 

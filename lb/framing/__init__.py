@@ -2,12 +2,14 @@
 
 from lb.framing.oracle import Framer, FramingError, Message, Reason, measure
 from lb.framing.presets import PRESETS
-from lb.framing.replies import error_reply
+from lb.framing.replies import error_reply, refusal
 from lb.framing.spec import (
+    MAX_EDITS,
     MAX_LENGTH,
     MAX_WINDOW,
     WIDTHS,
     Direction,
+    Edit,
     Endian,
     ErrorReply,
     Field,
@@ -17,14 +19,17 @@ from lb.framing.spec import (
     OneOf,
     Ordering,
     Responses,
+    Transfers,
 )
 
 __all__ = [
+    "MAX_EDITS",
     "MAX_LENGTH",
     "MAX_WINDOW",
     "PRESETS",
     "WIDTHS",
     "Direction",
+    "Edit",
     "Endian",
     "ErrorReply",
     "Field",
@@ -38,6 +43,8 @@ __all__ = [
     "Ordering",
     "Reason",
     "Responses",
+    "Transfers",
     "error_reply",
     "measure",
+    "refusal",
 ]

@@ -3,7 +3,18 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from lb.framing.spec import ErrorReply, Field, Framing, Length, Match, OneOf, Ordering, Responses
+from lb.framing.spec import (
+    Edit,
+    ErrorReply,
+    Field,
+    Framing,
+    Length,
+    Match,
+    OneOf,
+    Ordering,
+    Responses,
+    Transfers,
+)
 
 # GetQ, GetKQ; Set, Add, Replace, Delete, Increment, Decrement, Quit, Flush, Append, Prepend; GATQ, GATKQ; and
 # of ranges, which no server has implemented, RSetQ to RDecrQ.
@@ -38,6 +49,9 @@ _FRAMINGS = (
         ordering=Ordering.ANY,
         responses=Responses.MANY,  # zone transfers: RFC 5936 2.2
         error_reply=ErrorReply.DNS,
+        # QR; of the flags what a response keeps, OPCODE, RD and CD (RFC 4035 3.2.2); RA; RCODE 5, REFUSED.
+        refusal=(Edit(4, keep=0x79, set=0x80), Edit(5, keep=0x10, set=0x80 | 5)),
+        transfers=Transfers.DNS,
     ),
     # Thrift's framed transport, strict binary protocol: thrift-binary-protocol.md, thrift-rpc.md. A frame of
     # 4 bytes, version and type in 4, the counted name of the method, the sequence id, a struct of 1 or more.

@@ -24,6 +24,19 @@ def error_reply(framing: Framing, head: bytes) -> bytes | None:
     return None
 
 
+def refusal(framing: Framing, request: bytes) -> bytes | None:
+    """The whole message that tells the client of a request that it was denied; mirrors ``bpf/lb_refuse.h``.
+
+    None if the protocol has no such message.
+    """
+    if not framing.refusal:
+        return None
+    reply = bytearray(request)
+    for edit in framing.refusal:
+        reply[edit.offset] = reply[edit.offset] & edit.keep | edit.set
+    return bytes(reply)
+
+
 def _servfail(head: bytes) -> bytes:
     """RFC 1035 4.1: the header of the query as a response with RCODE 2, and its question."""
     question = _question(head)

@@ -12,6 +12,8 @@ MAX_WINDOW = 56
 # The kernel counts the bytes of one message in a signed 32-bit integer.
 MAX_LENGTH = 2**31 - 1
 WIDTHS = (1, 2, 3, 4, 8)
+# The kernel program has room for so many in its value of a framing.
+MAX_EDITS = 4
 
 
 class Endian(StrEnum):
@@ -44,6 +46,12 @@ class ErrorReply(StrEnum):
     """How the balancer answers a request that no backend will answer (:mod:`lb.framing.replies`)."""
 
     DNS = "dns"
+
+
+class Transfers(StrEnum):
+    """How a request that gets many responses is known, where that shared connections cannot carry them."""
+
+    DNS = "dns"  # by its question: a zone transfer
 
 
 class Direction(Enum):
@@ -151,15 +159,35 @@ class Length:
 
 
 @dataclass(frozen=True, slots=True)
+class Edit:
+    """A change of the byte that stands `offset` bytes into a message: `byte & keep | set`.
+
+    Raises ValueError if `keep` or `set` is no byte, or the offset leaves the first `MAX_WINDOW` bytes.
+    """
+
+    offset: int
+    keep: int
+    set: int
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.keep <= 0xFF and 0 <= self.set <= 0xFF):
+            raise ValueError(f"keep {self.keep:#x} or set {self.set:#x} is no byte")
+        if not 0 <= self.offset < MAX_WINDOW:
+            raise ValueError(f"edit at {self.offset} leaves the first {MAX_WINDOW} bytes")
+
+
+@dataclass(frozen=True, slots=True)
 class Framing:
     """How a protocol cuts its byte stream into messages, and which of their fields matter.
 
     Sizes are bytes of a whole message. Where `id_after` is given, it is the length in bytes of a string that
     follows it, and the offset of `id` is counted from the end of that string. Otherwise a backend's messages
-    may have their id at another offset, as `response_id`.
+    may have their id at another offset, as `response_id`. `refusal` is what turns a request into the response
+    that says that it was denied, where the protocol has one of the request's length.
 
     Raises ValueError unless `window <= min_message <= max_message <= MAX_LENGTH`, `response_id` differs from
-    `id` in nothing but the offset, and there is an id where one is needed.
+    `id` in nothing but the offset, there is an id where one is needed, and a refusal is at most `MAX_EDITS`
+    changes of bytes that every message has, makes a response of its request's id, and may overtake others.
     """
 
     name: str
@@ -175,6 +203,8 @@ class Framing:
     ordering: Ordering = Ordering.ANY
     responses: Responses = Responses.ONE
     error_reply: ErrorReply | None = None
+    refusal: tuple[Edit, ...] = ()
+    transfers: Transfers | None = None
 
     def __post_init__(self) -> None:
         if not self.window <= self.min_message <= self.max_message <= MAX_LENGTH:
@@ -189,6 +219,16 @@ class Framing:
             self.id_after or self.response_id != replace(self.id, offset=self.response_id.offset)
         ):
             raise ValueError(f"framing {self.name}: response_id differs from id in more than its offset")
+        if self.refusal:
+            self._check_refusal()
+
+    def _check_refusal(self) -> None:
+        if len(self.refusal) > MAX_EDITS or any(edit.offset >= self.min_message for edit in self.refusal):
+            raise ValueError(
+                f"framing {self.name}: a refusal of more than {MAX_EDITS} bytes, or behind a message"
+            )
+        if self.id is None or self.response_id is not None or self.ordering is Ordering.FIFO:
+            raise ValueError(f"framing {self.name}: nobody knows whose refusal it is")
 
     @property
     def window(self) -> int:

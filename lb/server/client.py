@@ -392,6 +392,7 @@ class Client:
         services = self.listening.services
         if mask & select.EPOLLOUT:
             services.poller.change(self.sock.fileno(), STATE)
+            services.pauses.hasten(self)
             for upstream in self.upstreams.values():
                 services.pauses.hasten(upstream)
         if mask & _BROKEN and (code := faults.take_error(mapped)):
@@ -426,6 +427,8 @@ class Client:
         plane = services.plane
         if not services.buckets.ready(self.throttle):
             return False
+        if self._lacks_room:
+            return False
         if self.bundle is not None:
             return mapped.has_room and self.bundle.has_room
         only = plane.bound_to(mapped)
@@ -436,6 +439,14 @@ class Client:
             upstream.has_room and plane.accepts(upstream.backend.index, bound=only is not None)
             for upstream in self.upstreams.values()
             if only is None or upstream.ref.number == only
+        )
+
+    @property
+    def _lacks_room(self) -> bool:
+        """Whether the refusals of what its rates deny have to wait for it to read."""
+        mapped = self.mapped
+        return bool(
+            mapped is not None and self.framing.refusal and self.throttle.denied_by and not mapped.has_room
         )
 
     def resume(self) -> None:
@@ -476,6 +487,8 @@ class Client:
         assert self.mapped is not None
         if self.mapped.paused is not Pause.PAUSED_FULL:
             return False
+        if self._lacks_room:
+            return self.watch_space()
         return sum(upstream.watch_space() for upstream in self.upstreams.values()) > 0
 
     def watch_space(self) -> bool:

@@ -34,6 +34,7 @@ class Losses:
     """Messages that user space knows to be lost, by reason."""
 
     dropped: Counter[str] = field(default_factory=Counter)
+    refused: int = 0  # of these, answered by the protocol's refusal
 
     def add(self, reason: str, messages: int) -> None:
         """Counts lost messages; none leave no trace."""

@@ -14,7 +14,7 @@ import socket
 
 from lb.backends import Backend, connect_failure
 from lb.dataplane import PostChannel, sockets
-from lb.framing import Direction, Framer
+from lb.framing import Direction, Framer, Message, refusal
 from lb.server import faults
 from lb.server.context import Listening, Relayed
 from lb.server.rates import Throttle
@@ -86,13 +86,14 @@ class _Exchange:
         self._written = 0
         self._acknowledged_before = sockets.progress(upstream).acknowledged
         self._client_gone = False
+        self._to_client = asyncio.Lock()  # both directions have something to say to it
 
     async def send(self) -> None:
         """The client's messages, then FIN."""
         while self._requests.error is None and (data := await self._read_client()):
             for message in self._requests.feed(data):
                 if not await self._allowed():
-                    self._listening.services.losses.add("rate_limited", 1)
+                    await self._deny(message)
                     continue
                 self._outstanding += message.wants_response
                 self._written += len(message.data)
@@ -110,11 +111,10 @@ class _Exchange:
         while self._responses.error is None and (data := await self._read_upstream()):
             for message in self._responses.feed(data):
                 self._outstanding -= message.is_response
-                if not self._client_gone and await self._write(self._client, message.data):
+                if await self._write_client(message.data):
                     self._counts.responses += 1
                     self._counts.response_bytes += len(message.data)
                 else:
-                    self._client_gone = True
                     self._listening.services.losses.add("client_gone", 1)
 
     def conclude(self) -> None:
@@ -159,6 +159,14 @@ class _Exchange:
         await until(lambda: services.buckets.charged(throttle) != charged)
         return True
 
+    async def _deny(self, message: Message) -> None:
+        """Drops a message of the client, and answers it if the protocol has a word for that."""
+        losses = self._listening.services.losses
+        losses.add("rate_limited", 1)
+        reply = refusal(self._listening.config.framing, message.data)
+        if reply is not None and await self._write_client(reply):
+            losses.refused += 1
+
     async def _read_client(self) -> bytes:
         try:
             return await asyncio.get_running_loop().sock_recv(self._client, _CHUNK)
@@ -172,6 +180,13 @@ class _Exchange:
         except OSError:
             self.lost = "backend_reset"
             return b""
+
+    async def _write_client(self, data: bytes) -> bool:
+        """False if the client is gone."""
+        async with self._to_client:
+            if not self._client_gone and not await self._write(self._client, data):
+                self._client_gone = True
+            return not self._client_gone
 
     async def _write(self, sock: socket.socket, data: bytes) -> bool:
         """False if the peer is gone."""

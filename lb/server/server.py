@@ -86,6 +86,10 @@ class Server:
             counts[reason] = counts.get(reason, 0) + messages
         return counts
 
+    def refusals(self) -> int:
+        """Messages among those that were answered by the protocol's refusal."""
+        return self.plane.counters.messages(abi.Counter.REFUSALS) + self.losses.refused
+
     def buffered_bytes(self) -> int:
         """Bytes that were redirected to sockets and are not in their send queues yet."""
         shared = sum(bundle.backlog for bundle in bundles(self.pools))
