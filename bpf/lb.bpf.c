@@ -179,7 +179,7 @@ static __always_inline int lb_take(struct __sk_buff *skb, struct lb_slot *source
 	if (transfers) {
 		if (!source->started)
 			source->denied = LB_NOT_DENIED;
-		if (!source->denied && lb_is_transfer(skb, offset, available)) {
+		if (!source->denied && lb_is_transfer(skb, number, offset, available)) {
 			source->denied = LB_DENIED_TRANSFER;
 			measuring.limit = 1;
 		}
@@ -271,7 +271,7 @@ static __always_inline void lb_finish_request(struct __sk_buff *skb, struct lb_s
 	struct lb_measuring measuring = { .framing = framing, .stream = skb };
 
 	if (lb_transfers(client, number, framing) &&
-	    lb_is_transfer(skb, position->offset, position->length)) {
+	    lb_is_transfer(skb, number, position->offset, position->length)) {
 		client->denied = LB_DENIED_TRANSFER;
 		return;
 	}

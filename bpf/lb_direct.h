@@ -40,7 +40,8 @@ static __always_inline int lb_together(struct lb_measuring *m, __u32 offset, __u
 	__u32 client = m->target;
 	struct lb_routing *routing;
 
-	if (m->target_generation & LB_APART_TRANSFERS && lb_is_transfer(m->stream, offset, length))
+	if (m->target_generation & LB_APART_TRANSFERS &&
+	    lb_is_transfer(m->stream, client, offset, length))
 		return 0;
 	if (!(m->target_generation & LB_APART_ROUTED))
 		return 1;

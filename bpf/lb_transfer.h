@@ -22,6 +22,11 @@ enum lb_qtype {
 	LB_AXFR = 252, /* RFC 5936 */
 };
 
+enum {
+	LB_NAME_END = 60, /* the last place in a window where a name may end */
+	LB_SHORT_LABELS = 32, /* more do not fit in it */
+};
+
 /* Whether the messages of the client in a slot have to be looked at. */
 static __always_inline bool lb_transfers(const struct lb_slot *client, __u32 number,
 					 const struct lb_framing *framing)
@@ -29,11 +34,42 @@ static __always_inline bool lb_transfers(const struct lb_slot *client, __u32 num
 	return framing->flags & LB_DNS_TRANSFERS && client->route != number;
 }
 
-/*
- * Whether a query that starts at offset is one, as far as it has arrived. A global function,
- * because the parser asks it in a loop: the verifier looks at it once.
- */
-__noinline int lb_is_transfer(struct __sk_buff *skb, __u32 offset, __u32 available)
+/* The start of a query, in memory. */
+struct lb_question {
+	const __u8 *window;
+	__u32 at;
+	__u32 named; /* at is where the name ends */
+};
+
+static long lb_question_step(__u32 i, void *context)
+{
+	struct lb_question *q = context;
+	__u8 count;
+
+	(void)i;
+	if (q->at > LB_NAME_END)
+		return 1;
+	count = q->window[q->at & 63];
+	if (!count || count > 63) { /* see lb_label_step() */
+		q->named = 1;
+		return 1;
+	}
+	q->at += 1 + count;
+	return 0;
+}
+
+/* Of the four bytes where the name ends: behind the root, which is one byte, or a pointer, two. */
+static __always_inline int lb_asks_transfer(__u32 word)
+{
+	__u32 type;
+
+	word = __builtin_bswap32(word);
+	type = word >> 24 ? word & 0xffff : word >> 8 & 0xffff;
+	return type == LB_AXFR || type == LB_IXFR;
+}
+
+/* The same as lb_is_transfer(), of a name of any length. */
+static __always_inline int lb_is_long_transfer(struct __sk_buff *skb, __u32 offset, __u32 available)
 {
 	struct lb_message m = {
 		.skb = skb,
@@ -41,15 +77,43 @@ __noinline int lb_is_transfer(struct __sk_buff *skb, __u32 offset, __u32 availab
 		.length = available,
 		.available = available,
 	};
-	__u32 word, type;
+	__u32 word;
 
 	if (lb_look_at_name(&m) != LB_SPAN_THERE || m.at + m.bytes + sizeof(word) > available ||
 	    bpf_skb_load_bytes(skb, offset + m.at + m.bytes, &word, sizeof(word)))
 		return 0;
-	word = __builtin_bswap32(word);
-	/* Behind the root, which is one byte, or a pointer, which is two. */
-	type = word >> 24 ? word & 0xffff : word >> 8 & 0xffff;
-	return type == LB_AXFR || type == LB_IXFR;
+	return lb_asks_transfer(word);
+}
+
+/*
+ * Whether a query of the client in a slot that starts at offset is one, as far as it has
+ * arrived. Most names are short: one copy of what is in front instead of one for each label
+ * (the window holds the start of this message, and goes on to). A global function, because
+ * the parser asks it in a loop: the verifier looks at it once.
+ */
+__noinline int lb_is_transfer(struct __sk_buff *skb, __u32 number, __u32 offset, __u32 available)
+{
+	struct lb_slot *client = bpf_map_lookup_elem(&lb_slots, &number);
+	struct lb_question q = {
+		.at = lb_unknown(LB_DNS_QUESTION),
+		.named = lb_unknown(0),
+	};
+	__u64 size = available < sizeof(client->window) ? available : sizeof(client->window), at;
+
+	if (!client || size < LB_DNS_QUESTION)
+		return 0;
+	/* Less one: see lb_inflight.h. */
+	size -= 1;
+	asm volatile("" : "+r"(size));
+	if (size >= sizeof(client->window) || lb_load(skb, offset, client->window, size + 1))
+		return 0;
+	q.window = client->window;
+	bpf_loop(LB_SHORT_LABELS, lb_question_step, &q, 0);
+	at = q.at;
+	asm volatile("" : "+r"(at));
+	if (q.named && at <= LB_NAME_END && at + 3 <= size)
+		return lb_asks_transfer(*(__u32 *)&client->window[at]);
+	return available > sizeof(client->window) ? lb_is_long_transfer(skb, offset, available) : 0;
 }
 
 #endif

@@ -119,6 +119,7 @@ def test_the_limits_are_those_of_the_header() -> None:
         "MAX_KEY": abi.MAX_KEY,
         "TABLE": abi.TABLE,
         "MAX_TABLE": abi.MAX_TABLE,
+        "MAX_EDITS": abi.MAX_EDITS,
     }
     assert abi.MAX_WINDOW == framing.MAX_WINDOW
     assert (abi.MAX_KEY, abi.TABLE) == (routing.MAX_KEY, maglev.PLACES)

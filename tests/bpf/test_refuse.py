@@ -18,6 +18,7 @@ from lb.abi import Counter, Pause
 from lb.dataplane import Policy, PostChannel
 from lb.framing import PRESETS, Direction, Framer, refusal
 from tests.bpf.rig import Backend, Client, Rig, expect, message, receive, until, until_equal
+from tests.bpf.test_hash import BY_NAME, Pool
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -338,6 +339,20 @@ class TestTransfers:
         assert rig.counted(Counter.DROPPED_RATE_LIMITED) == 19
         assert rig.counted(Counter.DROPPED_TRANSFER) == 1
         assert client.mapped.outstanding == 0
+
+    def test_one_is_refused_where_messages_are_hashed_too(self, rig: Rig) -> None:
+        """Both look at the question; neighbours may go to different backends."""
+        pool = Pool(rig, BY_NAME, weights=(1, 1), policy=rig.share(DNS))
+        upstreams = [rig.shared(pool.policy, backend, place) for place, backend in enumerate(pool.backends)]
+        client = pool.client()
+        sent = [query(n, AXFR if n % 3 == 2 else A, name=b"\2%02d\0" % n) for n in range(24)]
+        transfers = [asked for asked in sent if asked[-3] == AXFR]
+        client.far.sendall(b"".join(sent))
+        expect(client.far, refused(b"".join(transfers)))
+        wanted = [sum(pool.owner(asked) == n for asked in sent if asked not in transfers) for n in range(2)]
+        until_equal(lambda: [upstream.mapped.outstanding for upstream in upstreams], wanted)
+        assert min(wanted) > 0
+        assert rig.counted(Counter.DROPPED_TRANSFER) == len(transfers)
 
     def test_connections_of_a_clients_own_carry_them(self, rig: Rig) -> None:
         client = rig.client(rig.policy(DNS), rig.backend())
