@@ -55,8 +55,7 @@ static __always_inline int lb_turn(struct lb_exchange *x, __u32 number, struct l
 	room = lb_room(number, client, LB_CLIENT_STATES);
 	if (!room.alive)
 		return 0;
-	/* See lb_prepare(). */
-	if (client->batched > 1 && x->end <= LB_PULL && bpf_skb_pull_data(x->skb, x->end))
+	if (!lb_pull(x, client->batched))
 		return 1;
 	bpf_loop(LB_MAX_BATCH, lb_refuse_step, x, 0);
 	if (x->failed)

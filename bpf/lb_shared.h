@@ -161,6 +161,13 @@ next:
 	return 0;
 }
 
+/* One copy instead of one for each message, where bytes all over the packet change; false: no
+ * memory. */
+static __always_inline bool lb_pull(struct lb_exchange *x, __u32 messages)
+{
+	return messages == 1 || x->end > LB_PULL || !bpf_skb_pull_data(x->skb, x->end);
+}
+
 /* What an exchange is made of; 0 if a slot is gone. The verifier looks at it once, as a global
  * function. */
 static __always_inline bool lb_prepare(struct lb_exchange *x, struct lb_slot *source,
@@ -174,8 +181,7 @@ static __always_inline bool lb_prepare(struct lb_exchange *x, struct lb_slot *so
 	x->window = source->window;
 	x->ids = ~0ULL >> (x->framing->id.shift & 63);
 	x->now = lb_now();
-	/* One copy instead of one for each message, where the ids are all over the packet. */
-	return messages == 1 || x->end > LB_PULL || !bpf_skb_pull_data(x->skb, x->end);
+	return lb_pull(x, messages);
 }
 
 /* The batch of the client in a slot, to the upstream that was chosen; nonzero if it cannot be sent.
