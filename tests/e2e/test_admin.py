@@ -19,6 +19,7 @@ METRICS = {
     "datapath_messages_total": {"path"},
     "dropped_messages_total": {"reason"},
     "pauses_total": {"reason"},
+    "refusals_total": set(),
     "protocol_errors_total": {"listener", "reason"},
     "client_connections": {"listener"},
     "client_connections_total": {"listener"},
