@@ -52,7 +52,7 @@ $(VENV)/.installed-runtime: pyproject.toml
 demo: deps-runtime $(VENV)/.installed-runtime ## backends, balancer and load on loopback, as root; DEMO_ARGS='--seconds 10'
 	$(BIN)/sockmap-lb demo $(DEMO_ARGS)
 
-bench: deps $(VENV)/.installed-runtime ## messages a second beside direct connections and HAProxy, as root; BENCH_ARGS='--rounds 5'
+bench: deps $(VENV)/.installed-runtime ## messages a second beside HAProxy, nginx and dnsdist, as root; BENCH_ARGS='--compare sizes'
 	$(BIN)/python -m tests.bench.bench $(BENCH_ARGS)
 
 chaos: need-root deps venv ## ten minutes of misbehaving clients and backends; CHAOS_ARGS='--seconds 60 --seed 1'

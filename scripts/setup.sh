@@ -14,6 +14,8 @@ test_packages=(
 	clang-format                    # lint
 	bpftool iproute2 libcap2-bin procps strace # network namespaces, capabilities, what the process does
 	dnsperf knot-dnsutils nsd       # DNS load, kdig, DNS servers
+	dnsdist haproxy nginx-light libnginx-mod-stream # what the benchmark compares with
+	ethtool                         # its network
 	prometheus                      # promtool
 	libmemcached-tools memcached    # memccapable, memccat, memcslap
 	rpcbind                         # a server of ONC RPC, and rpcinfo

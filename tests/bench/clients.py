@@ -19,21 +19,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lb.cli.status import fetch
-from tests.bench.programs import (
-    BACKENDS,
-    Balancer,
-    EchoBackends,
-    ProgramError,
-    Settings,
-    compile_c,
-    congestion_control,
-    cpu_seconds,
-    enter_network,
-    number,
-    raise_descriptor_limit,
-    resident_bytes,
-)
+from tests.bench.backends import BACKENDS, EchoBackends
+from tests.bench.errors import ProgramError
+from tests.bench.network import Loopback, congestion_control
+from tests.bench.peers import Balancer, Scene
+from tests.bench.processes import compile_c, cpu_seconds, number, raise_descriptor_limit, resident_bytes
 
 _SOCKETS_A_CLIENT = 1 + len(BACKENDS)
 _RESERVED = 256  # descriptors and slots that are not clients' or upstreams'
@@ -77,13 +67,14 @@ def main() -> int:
     options = parser.parse_args()
     try:
         raise_descriptor_limit(options.clients * _SOCKETS_A_CLIENT + _RESERVED)
-        enter_network(options.congestion)
-        figures = _measure(options)
+        with contextlib.closing(Loopback(options.congestion)) as network:
+            figures = _measure(options, network)
+            congestion = congestion_control(network.balancer)
     except (ProgramError, OSError) as error:
         print(f"clients: {error}", file=sys.stderr)
         return 1
     print(
-        f"Linux {os.uname().release}, congestion {congestion_control()}, {options.clients} clients,"
+        f"Linux {os.uname().release}, congestion {congestion}, {options.clients} clients,"
         f" {options.clients * _SOCKETS_A_CLIENT} sockets of the balancer"
     )
     for round_ in figures:
@@ -95,16 +86,17 @@ def main() -> int:
     return 0
 
 
-def _measure(options: argparse.Namespace) -> list[Figures]:
+def _measure(options: argparse.Namespace, network: Loopback) -> list[Figures]:
     count: int = options.clients
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         directory.chmod(0o755)  # the balancer reads its file as another user
-        backends = EchoBackends(compile_c(directory, "echo"), stack, options.congestion)
-        settings = Settings(max_connections=count * _SOCKETS_A_CLIENT + _RESERVED // 2)
-        balancer = Balancer(directory, stack, settings, backends.addresses)
+        backends = EchoBackends(compile_c(directory, "echo"), network.backends, stack)
+        sockets = count * _SOCKETS_A_CLIENT + _RESERVED // 2
+        scene = Scene(network.balancer, directory, backends.addresses, max_connections=sockets)
+        balancer = Balancer(scene, {}, stack)
         _await_sockets(balancer, 0)  # the first answer of the admin address costs memory of its own
-        figures = [_measure_round(balancer, count, options.size) for _ in range(options.rounds)]
+        figures = [_measure_round(network, balancer, count, options.size) for _ in range(options.rounds)]
         if (received := backends.stop()) != count * options.rounds:
             raise ProgramError(
                 f"the backends got {received} messages, and {count * options.rounds} were sent"
@@ -112,11 +104,11 @@ def _measure(options: argparse.Namespace) -> list[Figures]:
     return figures
 
 
-def _measure_round(balancer: Balancer, count: int, size: int) -> Figures:
+def _measure_round(network: Loopback, balancer: Balancer, count: int, size: int) -> Figures:
     before = resident_bytes(balancer.pid)
     with contextlib.ExitStack() as stack:
         cpu, start = cpu_seconds(balancer.pid), time.monotonic()
-        clients = _connect(stack, balancer.target, count)
+        clients = _connect(stack, network, balancer.targets[0], count)
         connected = time.monotonic() - start
         _await_sockets(balancer, count * _SOCKETS_A_CLIENT)
         spliced, spliced_cpu = time.monotonic() - start, cpu_seconds(balancer.pid) - cpu
@@ -142,13 +134,14 @@ def _measure_round(balancer: Balancer, count: int, size: int) -> Figures:
     )
 
 
-def _connect(stack: contextlib.ExitStack, target: str, count: int) -> list[socket.socket]:
+def _connect(stack: contextlib.ExitStack, network: Loopback, target: str, count: int) -> list[socket.socket]:
     host, _, port = target.rpartition(":")
     clients = []
-    for _ in range(count):
-        client = stack.enter_context(socket.create_connection((host, int(port)), timeout=_LIMIT))
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        clients.append(client)
+    with network.clients.entered():
+        for _ in range(count):
+            client = stack.enter_context(socket.create_connection((host, int(port)), timeout=_LIMIT))
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            clients.append(client)
     return clients
 
 
@@ -159,7 +152,7 @@ def _await_sockets(balancer: Balancer, wanted: int) -> None:
         ProgramError: it does not come to that.
     """
     deadline = time.monotonic() + _LIMIT
-    while (sockets := fetch(balancer.admin)["sockets"]) != wanted:
+    while (sockets := balancer.status()["sockets"]) != wanted:
         if time.monotonic() > deadline:
             raise ProgramError(f"the balancer has {sockets} sockets and should have {wanted}")
         time.sleep(_PERIOD)

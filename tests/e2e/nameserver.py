@@ -12,7 +12,7 @@ NAMES = 3000
 _CONFIGURATION = """\
 server:
     ip-address: {address}
-    port: 53
+    port: {port}
     zonesdir: "{folder}"
     database: ""
     pidfile: ""
@@ -62,13 +62,18 @@ def write_zone(path: Path) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="ascii")
 
 
+def configuration(host: str, folder: Path, port: int = 53) -> str:
+    """What ``nsd`` reads, to serve the zone that is in a folder."""
+    return _CONFIGURATION.format(address=host, port=port, folder=folder, zone=ZONE)
+
+
 def start(lab: Lab, where: Namespace, host: str) -> Process:
     """A server at port 53 of an address inside a namespace."""
     folder = lab.folder / f"nsd-{host.replace(':', '-')}"
     folder.mkdir()
     write_zone(folder / "zone")
     settings = folder / "nsd.conf"
-    settings.write_text(_CONFIGURATION.format(address=host, folder=folder, zone=ZONE), encoding="utf-8")
+    settings.write_text(configuration(host, folder), encoding="utf-8")
     process = lab.start("nsd", "-d", "-c", str(settings), where=where)
     process.stderr.wait_for("nsd started")
     return process

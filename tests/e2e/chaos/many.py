@@ -10,7 +10,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from tests.bench.programs import compile_c, resident_bytes
+from tests.bench.processes import compile_c, resident_bytes
 from tests.e2e.balancer import configuration, read_endpoint
 from tests.e2e.chaos.footprint import Footprint, look, nothing, settle
 from tests.e2e.chaos.program import run_in_lab, say

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.programs import compile_c
+from tests.bench.processes import compile_c
 from tests.e2e.balancer import Balancer, configuration, read_endpoint, show
 from tests.e2e.chaos.program import run_in_lab, say
 from tests.e2e.chaos.worker import Worker

@@ -1,0 +1,88 @@
+"""The backends of a measurement: servers that answer each message, and count."""
+
+import contextlib
+import json
+import subprocess
+from pathlib import Path
+
+from tests.bench.errors import ProgramError
+from tests.bench.network import Place
+from tests.bench.processes import STOP_LIMIT, running
+from tests.e2e.nameserver import NAMES, ZONE, configuration, write_zone
+
+BACKENDS = ("a", "b", "c")
+_DNS_PORT = 5300
+
+
+class EchoBackends:
+    """Three processes that answer each message with itself."""
+
+    def __init__(
+        self, binary: Path, place: Place, stack: contextlib.ExitStack, congestion: str | None = None
+    ) -> None:
+        arguments = () if congestion is None else ("--congestion", congestion)
+        self._processes = []
+        self.addresses: dict[str, str] = {}
+        for name in BACKENDS:
+            with place.entered():
+                process = subprocess.Popen(
+                    (binary, "--count", "--listen", f"{place.host}:0", *arguments),
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            stack.enter_context(running(process))
+            assert process.stdout is not None
+            stack.enter_context(process.stdout)
+            self._processes.append(process)
+            self.addresses[name] = process.stdout.readline().strip()
+
+    def stop(self) -> int:
+        """Ends them; gives how many messages they answered.
+
+        Raises:
+            ProgramError: one of them met a malformed message, or crashed.
+        """
+        total = 0
+        for name, process in zip(BACKENDS, self._processes, strict=True):
+            process.terminate()
+            output, _ = process.communicate(timeout=STOP_LIMIT)
+            if process.returncode:
+                raise ProgramError(f"backend {name} ended with {process.returncode}")
+            counts = json.loads(output)
+            if counts["malformed"]:
+                raise ProgramError(f"backend {name} got {counts['malformed']} malformed messages")
+            total += counts["messages"]
+        return total
+
+
+class NameServers:
+    """Three times ``nsd``, with a zone of many names."""
+
+    def __init__(self, directory: Path, place: Place, stack: contextlib.ExitStack) -> None:
+        self.addresses: dict[str, str] = {}
+        for index, name in enumerate(BACKENDS):
+            folder = directory / f"nsd-{name}"
+            folder.mkdir()
+            write_zone(folder / "zone")
+            settings = folder / "nsd.conf"
+            settings.write_text(configuration(place.host, folder, _DNS_PORT + index), encoding="utf-8")
+            with place.entered():
+                process = subprocess.Popen(
+                    ("nsd", "-d", "-c", settings), stderr=subprocess.PIPE, text=True, cwd=folder
+                )
+            stack.enter_context(running(process))
+            assert process.stderr is not None
+            stack.enter_context(process.stderr)
+            log = []
+            for line in process.stderr:
+                log.append(line)
+                if "nsd started" in line:
+                    break
+            else:
+                raise ProgramError(f"nsd did not start: {''.join(log[-3:]).strip()}")
+            self.addresses[name] = f"{place.host}:{_DNS_PORT + index}"
+
+
+def write_queries(path: Path) -> None:
+    """What dnsperf asks: the address of each name."""
+    path.write_text("".join(f"n{number}.{ZONE} A\n" for number in range(NAMES)), encoding="ascii")

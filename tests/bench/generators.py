@@ -1,0 +1,141 @@
+"""The programs that make the load, and what they say of it."""
+
+import json
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench.errors import ProgramError
+from tests.bench.network import Place
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a load generator has found."""
+
+    messages_per_second: float
+    messages: int  # answered in the measured time
+    answers: int  # with those before and after it
+    missing: int
+    unsent: int
+    latency_us: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Connections that stay, each with messages of so many bytes, so many of them on their way."""
+
+    size: int
+    connections: int
+    depth: int
+
+    def __str__(self) -> str:
+        size = f"{self.size} B" if self.size < 1024 else f"{self.size / 1024:g} KiB"
+        size = size if self.size < 1 << 20 else f"{self.size / (1 << 20):g} MiB"
+        plural = "" if self.connections == 1 else "s"
+        return f"{size}, {self.connections} connection{plural}, {self.depth} deep"
+
+
+@dataclass(frozen=True, slots=True)
+class Churn:
+    """Connections that serve one message each; so many at a time."""
+
+    connections: int
+
+    def __str__(self) -> str:
+        return f"new connections, one message of 64 B each, {self.connections} at a time"
+
+
+@dataclass(frozen=True, slots=True)
+class Queries:
+    """DNS over TCP from dnsperf, so many clients with so many queries on their way each."""
+
+    connections: int
+    depth: int
+
+    def __str__(self) -> str:
+        return f"DNS over TCP, {self.connections} connections, {self.depth} deep"
+
+
+Work = Stream | Churn | Queries
+
+
+def parse(text: str) -> Work:
+    """``SIZExCONNECTIONSxDEPTH``, ``churn:CONNECTIONS`` or ``dns:CONNECTIONSxDEPTH``; raises ValueError."""
+    if match := re.fullmatch(r"(\d+)x(\d+)x(\d+)", text):
+        return Stream(*map(int, match.groups()))
+    if match := re.fullmatch(r"churn:(\d+)", text):
+        return Churn(int(match[1]))
+    if match := re.fullmatch(r"dns:(\d+)x(\d+)", text):
+        return Queries(*map(int, match.groups()))
+    raise ValueError(f"{text!r} is not SIZExCONNECTIONSxDEPTH, churn:CONNECTIONS or dns:CONNECTIONSxDEPTH")
+
+
+def load(
+    binary: Path,
+    place: Place,
+    targets: Sequence[str],
+    arguments: Sequence[str],
+    congestion: str | None = None,
+) -> Load:
+    """Runs one of the generators of this folder to its end.
+
+    Raises:
+        ProgramError: an answer was wrong or missing.
+    """
+    extra = [] if congestion is None else [f"--congestion={congestion}"]
+    with place.entered():
+        process = subprocess.run(
+            (binary, *arguments, *extra, *targets), capture_output=True, text=True, check=False
+        )
+    if process.returncode:
+        why = process.stderr.strip() or process.stdout.strip()
+        raise ProgramError(f"load on {' '.join(targets)}: {why}")
+    return Load(**json.loads(process.stdout))
+
+
+def dnsperf(place: Place, target: str, work: Queries, queries: Path, seconds: float) -> Load:
+    """Asks over TCP.
+
+    Raises:
+        ProgramError: a query got no answer, or another one than NOERROR.
+    """
+    host, _, port = target.rpartition(":")
+    with place.entered():
+        process = subprocess.run(
+            (
+                *("dnsperf", "-m", "tcp", "-T", "1", "-s", host, "-p", port),
+                *("-c", str(work.connections), "-q", str(work.connections * work.depth)),
+                *("-l", f"{seconds:g}", "-d", str(queries)),
+            ),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    text = process.stdout
+    if process.returncode:
+        raise ProgramError(f"dnsperf on {target}: {process.stderr.strip()}")
+    completed, lost = int(_figure(text, "Queries completed")), int(_figure(text, "Queries lost"))
+    if lost or not re.search(rf"Response codes:\s+NOERROR {completed} ", text):
+        raise ProgramError(f"dnsperf on {target}: {lost} lost, {_line(text, 'Response codes')}")
+    return Load(
+        messages_per_second=_figure(text, "Queries per second"),
+        messages=completed,
+        answers=completed,
+        missing=lost,
+        unsent=0,
+        latency_us={"mean": _figure(text, "Average Latency (s)") * 1e6},
+    )
+
+
+def _line(text: str, name: str) -> str:
+    match = re.search(rf"{re.escape(name)}:\s+(.+)", text)
+    if match is None:
+        raise ProgramError(f"dnsperf does not say {name!r}")
+    return match[1]
+
+
+def _figure(text: str, name: str) -> float:
+    return float(_line(text, name).split()[0])

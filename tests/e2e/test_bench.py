@@ -1,0 +1,50 @@
+"""The benchmark works: each kind of work and of peer, once and shortly, with every answer checked.
+
+Its figures are not looked at: a timed test tells more about its neighbours than about what it times.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bench.bench import PRESETS
+from tests.bench.generators import parse
+from tests.e2e.processes import ROOT
+
+_LIMIT = 240.0
+
+
+@pytest.mark.parametrize("topology", ["veth", "loopback"])
+def test_every_work_is_done_by_every_peer(topology: str, tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    short = ("--rounds", "1", "--seconds", "0.3", "--warmup", "0.1", "--json", str(results))
+    command = (
+        sys.executable,
+        "-m",
+        "tests.bench.bench",
+        "--compare",
+        "smoke",
+        "--topology",
+        topology,
+        *short,
+    )
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=_LIMIT, check=False)
+    assert done.returncode == 0, done.stderr
+    runs = json.loads(results.read_text(encoding="utf-8"))["runs"]
+    preset = PRESETS["smoke"]
+    assert {run["work"] for run in runs} == {str(parse(work)) for work in preset.works}
+    assert {run["target"] for run in runs} == set(preset.targets)
+    for run in runs:
+        assert run["rate"] > 0, run
+        assert (run["balancer_cpu_us"] is None) == (topology == "loopback"), run
+
+
+def test_many_idle_clients(tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    command = (sys.executable, "-m", "tests.bench.clients", "--clients", "20", "--json", str(results))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=_LIMIT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [figures["clients"] for figures in json.loads(results.read_text(encoding="utf-8"))] == [20, 20]
