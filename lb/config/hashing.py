@@ -4,8 +4,9 @@ import re
 
 import yaml
 
+from lb.config.forms import Form, Kind, Range
 from lb.config.scalars import choice, integer
-from lb.config.value import Reader, Value, show
+from lb.config.value import Reader, Value, scalar, show
 from lb.framing import Endian
 from lb.routing import MAX_KEY, MAX_OFFSET, Key, KeyKind
 
@@ -15,6 +16,7 @@ _PLACES = (KeyKind.FIELD, KeyKind.STRING)
 _WANTED = "dns-name, client-address, {field: {offset: 4, width: 8}} or {string: {offset: 4, width: 4}}"
 _NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3})?")
 _LEAST, _MOST = 1.0, 100.0
+_BOUNDS = Range("1", "100", "0.999", "100.001", "a multiple of the mean, which some have to reach")
 
 _read_offset = integer(0, MAX_OFFSET, "the parser waits for all bytes in front of a key")
 _read_field_width = integer(1, MAX_KEY, "the bytes of a key")
@@ -37,6 +39,7 @@ def read_key(value: Value) -> Key | None:
     return None  # an unknown key, which has been noted
 
 
+@scalar(Form(Kind.WORD, choices=_WORDS))
 def _word(value: Value) -> Key | None:
     text = value.text(_WANTED)
     if text in _WORDS:
@@ -60,6 +63,7 @@ def _place(kind: KeyKind) -> Reader[Key]:
     return read
 
 
+@scalar(Form(Kind.NUMBER, _BOUNDS))
 def read_max_load(value: Value) -> float | None:
     """Read a multiple of the mean load."""
     wanted = "a number, such as 1.25, or none"
@@ -72,7 +76,7 @@ def read_max_load(value: Value) -> float | None:
     number = float(text)
     if not _LEAST <= number <= _MOST:
         value.fail(
-            f"{text} is outside {_LEAST:g}..{_MOST:g} (a multiple of the mean, which some have to reach)",
+            f"{text} is outside {_LEAST:g}..{_MOST:g} ({_BOUNDS.why})",
             f"use {_LEAST:g} or more" if number < _LEAST else "write none for no limit",
         )
         return None

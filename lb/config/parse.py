@@ -36,13 +36,14 @@ def parse(text: str, source: str) -> Config:
     """Read a configuration from a text that came from `source`; raises ConfigErrors."""
     log = ErrorLog(source)
     root = compose(text, log)
-    config = None if root is None else _read_config(Value.at(root, "", log))
+    config = None if root is None else read_config(Value.at(root, "", log))
     if config is None or log:
         raise log.refusal()
     return config
 
 
-def _read_config(value: Value) -> Config | None:
+def read_config(value: Value) -> Config | None:
+    """Read a whole file; what is wrong is in the log of the value."""
     section = value.section("admin", "runtime", "protocols", "listeners", "pools")
     if section is None:
         return None

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from lb.config.forms import Form, Kind
 from lb.config.scalars import choice, integer, is_name, refuse_name, size
-from lb.config.value import Reader, Section, Value, either
+from lb.config.value import Scalar, Section, Value, either, scalar
 from lb.framing import (
     MAX_LENGTH,
     MAX_WINDOW,
@@ -225,9 +226,12 @@ def _within(value: Value, wanted: int, mask: int) -> bool:
     return False
 
 
-def _width(widths: tuple[int, ...]) -> Reader[int]:
+def _width(widths: tuple[int, ...]) -> Scalar[int]:
+    inner = integer(1, 8, "the bytes of an integer")
+
+    @scalar(Form(Kind.INTEGER, choices=tuple(map(str, widths))))
     def read(value: Value) -> int | None:
-        width = integer(1, 8, "the bytes of an integer")(value)
+        width = inner.read(value)
         if width is None or width in widths:
             return width
         value.fail(f"{width} bytes are no width for this field", f"use {either(widths)}")

@@ -8,9 +8,10 @@ from typing import TypeVar
 
 import yaml
 
+from lb.config.forms import Form, Kind, Range
 from lb.config.model import Address
 from lb.config.units import UnitError, format_duration, format_size, parse_duration, parse_size
-from lb.config.value import Reader, Value, either, show, suggest
+from lb.config.value import Scalar, Value, either, scalar, show, suggest
 
 E = TypeVar("E", bound=StrEnum)
 N = TypeVar("N", int, float)
@@ -21,11 +22,20 @@ _INTEGER = re.compile(r"[-+]?(?:0x[0-9A-Fa-f]{1,16}|0|[1-9][0-9]{0,19})")
 # Names become metric labels and arguments of commands (POOL/BACKEND), where a leading dash is an option.
 _NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,62}")
 _ADDRESS = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|(?P<v4>[^\[\]:]+)):(?P<port>[0-9]{1,5})")
+_ADDRESS_PATTERN = r"(\[[^\[\]]+\]|[^\[\]:]+):[0-9]{1,5}"  # the same for those who do not know named groups
 _HOST_NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9_.-]+")
 _PERCENT = re.compile(r"([0-9]{1,9})%?")
 _MAX_PORT = 65535
 _DAY = 86400.0
 _ADDRESS_EXAMPLE = 'an IP address and a port, such as 10.0.0.11:9000 or "[::1]:9000"'
+
+
+def _range(low: N, high: N, step: N, form: Callable[[N], str], why: str) -> Range:
+    return Range(form(low), form(high), form(low - step), form(high + step), why)
+
+
+def _format_percent(number: int) -> str:
+    return f"{number}%"
 
 
 def is_name(text: str) -> bool:
@@ -40,6 +50,7 @@ def refuse_name(value: Value, text: str) -> None:
     )
 
 
+@scalar(Form(Kind.NAME, pattern=_NAME.pattern))
 def read_name(value: Value) -> str | None:
     """Read a name."""
     text = value.text("a name")
@@ -49,9 +60,10 @@ def read_name(value: Value) -> str | None:
     return text
 
 
-def integer(low: int, high: int, why: str) -> Reader[int]:
+def integer(low: int, high: int, why: str) -> Scalar[int]:
     """Return a reader of whole numbers within `low..high`, decimal or hexadecimal."""
 
+    @scalar(Form(Kind.INTEGER, _range(low, high, 1, str, why)))
     def read(value: Value) -> int | None:
         node = value.node
         if isinstance(node, yaml.ScalarNode) and node.tag == _INTEGER_TAG and _INTEGER.fullmatch(node.value):
@@ -62,19 +74,40 @@ def integer(low: int, high: int, why: str) -> Reader[int]:
     return read
 
 
-def size(low: int, high: int, why: str) -> Reader[int]:
+def _quantity(
+    wanted: str, convert: Callable[[str], N], low: N, high: N, form: Callable[[N], str], why: str
+) -> Callable[[Value], N | None]:
+    def read(value: Value) -> N | None:
+        text = value.text(wanted)
+        if text is None:
+            return None
+        try:
+            number = convert(text)
+        except UnitError as error:
+            value.fail(f"{show(text)} {error.problem}", error.remedy)
+            return None
+        return _within(value, number, low, high, form, why)
+
+    return read
+
+
+def size(low: int, high: int, why: str) -> Scalar[int]:
     """Return a reader of sizes in bytes within `low..high`."""
-    return _quantity("a size, such as 64KiB", parse_size, low, high, format_size, why)
+    form = Form(Kind.SIZE, _range(low, high, 1, format_size, why))
+    return Scalar(form, _quantity("a size, such as 64KiB", parse_size, low, high, format_size, why))
 
 
-def duration(low: float, high: float, why: str) -> Reader[float]:
+def duration(low: float, high: float, why: str) -> Scalar[float]:
     """Return a reader of durations in seconds within `low..high`."""
-    return _quantity("a duration, such as 2s", parse_duration, low, high, format_duration, why)
+    form = Form(Kind.DURATION, _range(low, high, 0.001, format_duration, why))
+    read = _quantity("a duration, such as 2s", parse_duration, low, high, format_duration, why)
+    return Scalar(form, read)
 
 
-def percent(why: str) -> Reader[int]:
+def percent(why: str) -> Scalar[int]:
     """Return a reader of whole percentages, `50` or `50%`."""
 
+    @scalar(Form(Kind.PERCENT, _range(0, 100, 1, _format_percent, why)))
     def read(value: Value) -> int | None:
         wanted = "a percentage, such as 50%"
         text = value.text(wanted)
@@ -84,21 +117,20 @@ def percent(why: str) -> Reader[int]:
         if match is None:
             value.fail(f"{show(text)} is not a percentage", f"write {wanted}")
             return None
-        return _within(value, int(match[1]), 0, 100, lambda number: f"{number}%", why)
+        return _within(value, int(match[1]), 0, 100, _format_percent, why)
 
     return read
 
 
-def read_duration(value: Value) -> float | None:
-    """Read how long to wait, in seconds, where nothing narrower is known."""
-    why = "less is lost in the scheduling of the process, more is no limit"
-    return duration(0.01, _DAY, why)(value)
+# How long to wait, in seconds, where nothing narrower is known.
+read_duration = duration(0.01, _DAY, "less is lost in the scheduling of the process, more is no limit")
 
 
-def choice(kind: type[E], absent: Collection[E] = ()) -> Reader[E]:
+def choice(kind: type[E], absent: Collection[E] = ()) -> Scalar[E]:
     """Return a reader of the words of an enum, `absent` of which this version does not have."""
     words = [member.value for member in kind if member not in absent]
 
+    @scalar(Form(Kind.WORD, choices=tuple(words)))
     def read(value: Value) -> E | None:
         text = value.text(either(words))
         if text is None:
@@ -114,14 +146,14 @@ def choice(kind: type[E], absent: Collection[E] = ()) -> Reader[E]:
     return read
 
 
+@scalar(Form(Kind.ADDRESS, pattern=_ADDRESS_PATTERN))
 def read_listen_address(value: Value) -> Address | None:
     """Read an address to listen at; port 0 lets the kernel choose."""
     text = value.text(_ADDRESS_EXAMPLE)
     return None if text is None else _address(value, text)
 
 
-def read_network(value: Value) -> IPv4Network | IPv6Network | None:
-    """Read a network, or a single address."""
+def _read_network(value: Value) -> IPv4Network | IPv6Network | None:
     text = value.text("a network such as 10.0.0.0/8")
     if text is None:
         return None
@@ -132,6 +164,11 @@ def read_network(value: Value) -> IPv4Network | IPv6Network | None:
         return None
 
 
+# Networks, or single addresses.
+read_network: Scalar[IPv4Network | IPv6Network] = Scalar(Form(Kind.NETWORK), _read_network)
+
+
+@scalar(Form(Kind.ADDRESS, pattern=_ADDRESS_PATTERN))
 def read_backend_address(value: Value) -> Address | None:
     """Read an address to connect to."""
     address = read_listen_address(value)
@@ -174,23 +211,6 @@ def _address(value: Value, text: str) -> Address | None:
         value.fail(f"port {port} is outside 0..{_MAX_PORT}", "use a port that TCP has")
         return None
     return Address(host, port)
-
-
-def _quantity(
-    wanted: str, convert: Callable[[str], N], low: N, high: N, form: Callable[[N], str], why: str
-) -> Reader[N]:
-    def read(value: Value) -> N | None:
-        text = value.text(wanted)
-        if text is None:
-            return None
-        try:
-            number = convert(text)
-        except UnitError as error:
-            value.fail(f"{show(text)} {error.problem}", error.remedy)
-            return None
-        return _within(value, number, low, high, form, why)
-
-    return read
 
 
 def _within(value: Value, number: N, low: N, high: N, form: Callable[[N], str], why: str) -> N | None:

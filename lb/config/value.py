@@ -3,17 +3,21 @@
 A reader is a function from a `Value` to what it means, or to None after it has noted what is wrong. `Section`
 applies readers to the keys of a mapping: a required key without a good value gives None, an optional one its
 default, so that reading goes on. What was built on such a stand-in is never published: the log is not empty.
+
+The reference is written by reading a file that has every key, with values that note what is asked of them:
+`lb.config.reference`.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import Generic, Self, TypeVar
 
 import yaml
 
 from lb.config.document import ALIAS
 from lb.config.errors import ErrorLog
+from lb.config.forms import Form
 
 T = TypeVar("T")
 
@@ -64,6 +68,10 @@ class Value:
         """Return a value that has no key."""
         return cls(node, path, _line(node), log)
 
+    def child(self, node: yaml.Node, path: str, line: int) -> Self:
+        """Return a value below this one."""
+        return replace(self, node=node, path=path, line=line)
+
     def fail(self, problem: str, remedy: str) -> None:
         """Note a mistake at this value."""
         self.log.add(self.line, self.path, problem, remedy)
@@ -72,6 +80,9 @@ class Value:
         """Return the path of a key of this mapping."""
         return f"{self.path}.{printable(key)}" if self.path else printable(key)
 
+    def expect(self, form: Form) -> None:
+        """Hear what may stand here; those who only read need not know."""
+
     def text(self, wanted: str) -> str | None:
         """Return the characters of a scalar, quoted or not."""
         if isinstance(self.node, yaml.ScalarNode) and self.node.tag in _TEXT_TAGS:
@@ -79,26 +90,30 @@ class Value:
         self.refuse(wanted)
         return None
 
-    def items(self, wanted: str) -> "list[Value]":
+    def items(self, wanted: str) -> list[Self]:
         """Return the items of a list; none if it is empty or no list, which is a mistake."""
         if not isinstance(self.node, yaml.SequenceNode):
             self.refuse(wanted)
             return []
         if not self.node.value:
             self.fail("is an empty list", f"write {wanted}")
-        return [Value.at(node, f"{self.path}[{i}]", self.log) for i, node in enumerate(self.node.value)]
+        return [self.child(node, f"{self.path}[{i}]", _line(node)) for i, node in enumerate(self.node.value)]
 
-    def entries(self, wanted: str) -> "dict[str, Value] | None":
+    def entries(self, wanted: str) -> dict[str, Self] | None:
+        """Return the values of a mapping by name."""
+        return self._mapping(wanted)
+
+    def _mapping(self, wanted: str) -> dict[str, Self] | None:
         """Return the values of a mapping by key, the first one where a key stands twice."""
         if not isinstance(self.node, yaml.MappingNode):
             self.refuse(wanted)
             return None
-        entries: dict[str, Value] = {}
+        entries: dict[str, Self] = {}
         for key_node, node in self.node.value:
             key = Value.at(key_node, self.path, self.log).text("a word as key")
             if key is None:
                 continue
-            value = Value(node, self.under(key), _line(key_node), self.log)
+            value = self.child(node, self.under(key), _line(key_node))
             if key in entries:
                 value.fail(f"is given twice, first at line {entries[key].line}", "keep one of them")
             else:
@@ -107,7 +122,7 @@ class Value:
 
     def section(self, *known: str) -> "Section | None":
         """Return the keys of a mapping that may have the `known` ones only."""
-        entries = self.entries(f"a mapping with the keys {', '.join(known)}")
+        entries = self._mapping(f"a mapping with the keys {', '.join(known)}")
         if entries is None:
             return None
         for key, value in entries.items():
@@ -115,12 +130,12 @@ class Value:
                 value.fail("unknown key", suggest(key, known, "keys"))
         return Section(self, entries)
 
-    def peek(self, key: str) -> "Value | None":
+    def peek(self, key: str) -> Self | None:
         """Return the scalar under a key of this mapping, if there is one; notes nothing."""
         if isinstance(self.node, yaml.MappingNode):
             for key_node, node in self.node.value:
                 if key_node.value == key and node.tag in _TEXT_TAGS:
-                    return Value(node, self.under(key), _line(key_node), self.log)
+                    return self.child(node, self.under(key), _line(key_node))
         return None
 
     def refuse(self, wanted: str) -> None:
@@ -141,6 +156,24 @@ class Value:
 
 
 Reader = Callable[[Value], T | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar(Generic[T]):
+    """A reader of one scalar, which says what it takes."""
+
+    form: Form
+    read: Reader[T]
+
+    def __call__(self, value: Value) -> T | None:
+        """Read a value."""
+        value.expect(self.form)
+        return self.read(value)
+
+
+def scalar(form: Form) -> Callable[[Reader[T]], Scalar[T]]:
+    """Make a function the reader of a scalar."""
+    return lambda read: Scalar(form, read)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ def test_an_example_is_valid(path: Path) -> None:
     config = load(path)
 
     assert config.listeners
-    assert all(config.pool(listener.pool).backends for listener in config.listeners)
+    pools = [config.pool(listener.pool) for listener in config.listeners]
+    assert all(pool.backends or pool.workers for pool in pools)
 
 
 def test_the_custom_protocol_shows_every_key() -> None:
