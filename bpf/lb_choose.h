@@ -173,6 +173,26 @@ static __always_inline bool lb_means_bound(const struct lb_routing *routing)
 }
 
 /*
+ * Whether the upstream that a client has to stay with is one of a backend that gets nothing
+ * new. Its messages wait for the answers that it is owed, and then go elsewhere.
+ */
+static __always_inline bool lb_leaves(const struct lb_slot *client)
+{
+	__u32 number = client->route;
+	struct lb_route *route = bpf_map_lookup_elem(&lb_routes, &number);
+	struct lb_upstream *upstream;
+	struct lb_backend *backend;
+
+	/* What is only open is never answered for certain: that would be for ever. */
+	if (!route || client->sent == client->answered + client->written_off)
+		return false;
+	upstream = &route->upstreams[client->chosen & (LB_MAX_UPSTREAMS - 1)];
+	number = upstream->backend;
+	backend = bpf_map_lookup_elem(&lb_backends, &number);
+	return upstream->generation && backend && !backend->weight;
+}
+
+/*
  * Fills in what was found for the client in a slot; LB_RUNNING, or why it has to wait.
  * begun: too late to pause, so an upstream without room is better than none.
  */
@@ -200,6 +220,8 @@ __noinline int lb_choose(__u32 number, __u32 begun, struct lb_choice *choice)
 		return LB_PAUSED_NO_UPSTREAM;
 	choosing.bound = lb_bound(choosing.client, framing);
 	choice->limit = 1;
+	if (choosing.bound && !begun && lb_leaves(choosing.client))
+		return LB_PAUSED_ORDER;
 	if (choosing.client->routed) {
 		struct lb_routing *routing = bpf_map_lookup_elem(&lb_routing, &number);
 

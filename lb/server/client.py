@@ -432,8 +432,8 @@ class Client:
         if self.bundle is not None:
             return mapped.has_room and self.bundle.has_room
         only = plane.bound_to(mapped)
-        waits_alone = mapped.paused is Pause.PAUSED_ORDER or self.state is State.DRAINING
-        if only is not None and waits_alone and self.listening.one_at_a_time:
+        alone = self.state is State.DRAINING and self.listening.one_at_a_time
+        if only is not None and (alone or mapped.paused is Pause.PAUSED_ORDER) and mapped.outstanding:
             return False
         return any(
             upstream.has_room and plane.accepts(upstream.backend.index, bound=only is not None)
