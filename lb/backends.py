@@ -41,14 +41,26 @@ class Health(enum.Enum):
     DOWN = "down"
 
 
+class AdminState(enum.Enum):
+    """What the operator wants of a backend, whatever its health."""
+
+    READY = "ready"
+    DRAIN = "drain"  # no new messages; connections end when they owe nothing
+    MAINT = "maint"  # the same, and nobody connects to it, not even to check
+
+
+MOST_WEIGHT = 256  # the kernel's turns are too coarse for more
+
+
 class Backend:
-    """A backend of a pool. Takes part in the choice unless it is known to be down."""
+    """A backend of a pool. Takes part in the choice unless it is known to be down, or taken out."""
 
     def __init__(self, pool: str, backend: config.Backend, check: config.HealthCheck, index: int) -> None:
         self.pool = pool
         self.config = backend
         self.index = index
         self.health = Health.UNKNOWN
+        self.admin = AdminState.READY
         # Both are set by who knows the whole pool (lb/server/weights.py).
         self.serving = True
         self.warmth: float = 1  # below 1 while it starts slowly
@@ -56,6 +68,7 @@ class Backend:
         self.connect_failures: Counter[str] = Counter()
         self.on_change: list[Callable[[Backend], None]] = []
         self._check = check
+        self._weight: int | None = None  # instead of the configured one
         self._run = 0  # of equal results, when they contradict the health
 
     def __str__(self) -> str:
@@ -68,8 +81,8 @@ class Backend:
 
     @property
     def weight(self) -> int:
-        """Its share of the messages while it is not down."""
-        return self.config.weight
+        """Its share of the messages while it is usable: the configured one, or :meth:`set_weight`."""
+        return self.config.weight if self._weight is None else self._weight
 
     @property
     def priority(self) -> int:
@@ -83,8 +96,30 @@ class Backend:
 
     @property
     def usable(self) -> bool:
-        """Whether it can be connected to, as far as is known. Clients do if it is :attr:`serving`."""
-        return self.health is not Health.DOWN
+        """Whether it may get messages: ready, and not known to be down. It does if it is :attr:`serving`."""
+        return self.admin is AdminState.READY and self.health is not Health.DOWN
+
+    @property
+    def dismissed(self) -> bool:
+        """Whether its connections are to end: taken out, or alive in a level that is not needed."""
+        return not self.serving and (self.usable or self.admin is not AdminState.READY)
+
+    def administer(self, state: AdminState) -> None:
+        """Takes it out, or back; its messages follow at once, its connections in good order."""
+        before, self.admin = self.admin, state
+        if state is before:
+            return
+        if state is AdminState.MAINT:
+            self.health, self._run = Health.UNKNOWN, 0  # nobody looks any more: what was known grows old
+        _log.info("backend %s: %s (was %s)", self, state.value, before.value)
+        self._changed()
+
+    def set_weight(self, weight: int | None) -> None:
+        """Changes its share of the messages, 0 to :data:`MOST_WEIGHT`; None: back to the configured one."""
+        before, self._weight = self.weight, weight
+        if self.weight != before:
+            _log.info("backend %s: weight %d (was %d)", self, self.weight, before)
+            self._changed()
 
     def connected(self) -> None:
         """A connection or a check succeeded."""
@@ -98,6 +133,8 @@ class Backend:
         self._result(Health.DOWN, self._check.fall, reason)
 
     def _result(self, health: Health, needed: int, reason: str) -> None:
+        if self.admin is AdminState.MAINT:
+            return  # of an attempt from before
         if health is self.health:
             self._run = 0
             return
@@ -113,6 +150,9 @@ class Backend:
             before.value,
             reason,
         )
+        self._changed()
+
+    def _changed(self) -> None:
         for observer in self.on_change:
             observer(self)
 

@@ -7,9 +7,10 @@ again; in between the clients' own connections tell. With it, it is tried all th
 import asyncio
 import random
 import socket
+from collections.abc import Callable
 
 from lb import config
-from lb.backends import Backend, backoff, connect_failure
+from lb.backends import AdminState, Backend, Health, backoff, connect_failure
 
 
 class Monitor:
@@ -26,6 +27,7 @@ class Monitor:
         """Serves for ever; to be run as a task."""
         attempt = 0
         while True:
+            await self._until(lambda: self._backend.admin is not AdminState.MAINT)
             reason = await self._try()
             self._changed.clear()
             if reason is None:
@@ -36,12 +38,16 @@ class Monitor:
                 self._backend.failed(reason)
             if self._check is not None:
                 await asyncio.sleep(self._check.interval * random.uniform(0.9, 1.1))
-            elif reason is None and self._backend.usable:
-                while self._backend.usable:
-                    self._changed.clear()
-                    await self._changed.wait()
+            elif reason is None and self._backend.health is not Health.DOWN:
+                await self._until(lambda: self._backend.health is not Health.UP)
             else:
                 await asyncio.sleep(backoff(attempt))
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Returns when something has changed so that the condition holds."""
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
 
     async def _try(self) -> str | None:
         """Connects and closes; the reason of a failure, None for success."""

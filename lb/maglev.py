@@ -12,6 +12,7 @@ backend.
 import hashlib
 import heapq
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from lb.balance import Weighted
 
@@ -20,6 +21,13 @@ PLACES = 65521
 WALK = 4096  # places that are tried for one message: with one backend of 1000, in vain once in 60
 _JUMP = 30011
 _KEY = b"sockmap-lb"
+
+
+class Share(NamedTuple):
+    """A backend as a table sees it."""
+
+    name: str
+    weight: int
 
 
 def table(backends: Sequence[Weighted]) -> bytes:

@@ -8,7 +8,7 @@ from typing import TypedDict
 
 import lb
 from lb import config
-from lb.backends import Backend, Health
+from lb.backends import AdminState, Backend, Health
 from lb.server import Server
 from lb.server.context import Listening, Pool
 
@@ -51,6 +51,7 @@ class BackendStatus(TypedDict):
 
     name: str
     address: str
+    admin: str
     health: str
     weight: int
     priority: int
@@ -60,6 +61,13 @@ class BackendStatus(TypedDict):
     requests: int
     responses: int
     connect_failures: dict[str, int]
+
+
+class OneBackendStatus(BackendStatus):
+    """A backend alone; ``serving``: how many backends of its pool new messages go to."""
+
+    pool: str
+    serving: int
 
 
 class PoolStatus(TypedDict):
@@ -106,10 +114,19 @@ class Status:
             return ["starting"]
         if server.draining:
             return ["draining"]
-        dark = [pool for pool in server.pools if not any(b.health is Health.UP for b in pool.backends)]
-        if len(dark) < len(server.pools):
-            return []
-        return [f"pool {pool.config.name}: no backend is up" for pool in dark]
+        reasons = [_darkness(pool) for pool in server.pools]
+        return [] if None in reasons else [reason for reason in reasons if reason is not None]
+
+    def find(self, pool: str, name: str) -> Backend | None:
+        """The backend of this name, in the pool of that; None if there is none now."""
+        named = (backend for each in self._server.pools for backend in each.backends)
+        return next((backend for backend in named if (backend.pool, backend.name) == (pool, name)), None)
+
+    def backend(self, backend: Backend) -> OneBackendStatus:
+        """The state of a backend of a pool."""
+        pool = next(pool for pool in self._server.pools if pool.config.name == backend.pool)
+        serving = sum(1 for other in pool.backends if other.effective_weight)
+        return OneBackendStatus(**self._backend(pool, backend), pool=backend.pool, serving=serving)
 
     def snapshot(self) -> ServerStatus:
         """The state right now."""
@@ -173,6 +190,7 @@ class Status:
         return BackendStatus(
             name=backend.name,
             address=str(backend.config.address),
+            admin=backend.admin.value,
             health=backend.health.value,
             weight=backend.weight,
             priority=backend.priority,
@@ -183,6 +201,15 @@ class Status:
             responses=sum(row.responses for row in rows),
             connect_failures=dict(backend.connect_failures),
         )
+
+
+def _darkness(pool: Pool) -> str | None:
+    """Why no message of a pool can be sent; None if one can."""
+    up = [backend for backend in pool.backends if backend.health is Health.UP]
+    if any(backend.admin is AdminState.READY for backend in up):
+        return None
+    what = "is up" if not up else "that is up is ready: an operator has taken them out"
+    return f"pool {pool.config.name}: no backend {what}"
 
 
 def _rate(rate: config.Rate | None) -> RateStatus | None:

@@ -1,16 +1,24 @@
 """The commands. Nouns show, verbs change; exit 0: fine, 1: refused, 2: usage."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
 import lb
+from lb.cli.remote import DEFAULT_ADMIN, RemoteError
 from lb.config.errors import ConfigErrors
 from lb.dataplane.errors import MachineError
 
-DEFAULT_ADMIN = "127.0.0.1:9901"
+_BACKEND = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
+_CHANGES = {
+    "drain": "no new messages for a backend; its connections end when they owe nothing",
+    "ready": "let a backend serve again",
+    "maint": "as drain, and nobody connects to it, not even to check",
+    "weight": "change a backend's share of the messages",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for error in errors.errors:
             print(error, file=sys.stderr)
         return 1
-    except MachineError as error:
+    except (MachineError, RemoteError) as error:
         print(f"sockmap-lb: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -59,9 +67,24 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(module="demo")
 
     status = commands.add_parser("status", help="state of listeners, pools and backends")
-    status.add_argument("--admin", default=DEFAULT_ADMIN, metavar="ADDR", help=f"default: {DEFAULT_ADMIN}")
+    _add_admin(status)
     status.add_argument("--json", action="store_true", help="for machines")
     status.set_defaults(module="status")
+
+    for name, what in _CHANGES.items():
+        change = commands.add_parser(name, help=what)
+        change.add_argument("backend", type=_backend, metavar="POOL/BACKEND")
+        if name == "weight":
+            change.add_argument("weight", type=int, metavar="N", help="0 (no new messages) to 256")
+        _add_admin(change)
+        change.set_defaults(module="change", command=name, wait=None)
+        if name in ("drain", "maint"):
+            change.add_argument(
+                "--wait",
+                type=_seconds,
+                metavar="SECONDS",
+                help="until its connections have ended; else exit 1",
+            )
 
     # Not listed: what the demonstration and the compose file are made of.
     backend = commands.add_parser("demo-backend")
@@ -69,6 +92,16 @@ def _parser() -> argparse.ArgumentParser:
     backend.add_argument("--listen", default="127.0.0.1:0", metavar="ADDR")
     backend.set_defaults(module="demo_backend")
     return parser
+
+
+def _add_admin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--admin", default=DEFAULT_ADMIN, metavar="ADDR", help=f"default: {DEFAULT_ADMIN}")
+
+
+def _backend(text: str) -> str:
+    if _BACKEND.fullmatch(text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not POOL/BACKEND, such as workers/a")
+    return text
 
 
 def _seconds(text: str) -> float:

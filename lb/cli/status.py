@@ -1,50 +1,23 @@
 """``sockmap-lb status``: what the admin address knows, as tables."""
 
 import argparse
-import http.client
 import json
-import sys
 from collections.abc import Sequence
 
+from lb.cli import remote
 from lb.cli.table import render
 from lb.status import ServerStatus
 
-_TIMEOUT = 5.0
-
 
 def fetch(admin: str) -> ServerStatus:
-    """Asks a running balancer.
-
-    Raises:
-        OSError: nobody answers at the address.
-        ValueError: somebody else does.
-    """
-    connection = http.client.HTTPConnection(admin, timeout=_TIMEOUT)
-    try:
-        connection.request("GET", "/status")
-        answer = connection.getresponse()
-        status: ServerStatus = json.loads(answer.read())
-    except http.client.HTTPException as error:
-        raise ValueError(str(error)) from error
-    finally:
-        connection.close()
+    """The state of a running balancer; raises :class:`RemoteError`."""
+    status: ServerStatus = remote.ask(admin, "/status")
     return status
 
 
 def main(options: argparse.Namespace) -> int:
     """Prints the state once."""
-    try:
-        status = fetch(options.admin)
-    except OSError as error:
-        print(
-            f"sockmap-lb: nobody answers at {options.admin}: {error.strerror or error};"
-            " give the admin.address of the configuration with --admin",
-            file=sys.stderr,
-        )
-        return 1
-    except ValueError:
-        print(f"sockmap-lb: what answers at {options.admin} is not sockmap-lb", file=sys.stderr)
-        return 1
+    status = fetch(options.admin)
     print(json.dumps(status, indent=2) if options.json else text(status))
     return 0
 
@@ -76,7 +49,17 @@ def text(status: ServerStatus) -> str:
         ),
         "",
         render(
-            ("BACKEND", "ADDRESS", "HEALTH", "WEIGHT", "CONNECTIONS", "OUTSTANDING", "REQUESTS", "RESPONSES"),
+            (
+                "BACKEND",
+                "ADDRESS",
+                "ADMIN",
+                "HEALTH",
+                "WEIGHT",
+                "CONNECTIONS",
+                "OUTSTANDING",
+                "REQUESTS",
+                "RESPONSES",
+            ),
             _backends(status),
         ),
     ]
@@ -95,6 +78,7 @@ def _backends(status: ServerStatus) -> list[Sequence[object]]:
         (
             f"{pool['name']}/{backend['name']}",
             backend["address"],
+            backend["admin"],
             backend["health"],
             backend["effective_weight"],
             backend["connections"],

@@ -22,6 +22,7 @@ class Hashing:
         self._hashes = loaded.map("lb_hashes", ArrayMap)
         self._tables = loaded.map("lb_tables", ArrayMap)
         self._published = 0
+        self._numbers: dict[int, int] = {}  # by pool: which table is its own
         self._members: dict[int, int] = {}  # by backend: which of its pool's it is
 
     def publish(self, pool: int, by: Hash, backends: Sequence[int], members: bytes) -> None:
@@ -49,7 +50,18 @@ class Hashing:
             max_load=round((by.max_load or 0) * abi.LOAD_UNIT),
         )
         self._hashes.update(pool, bytes(value))
+        self._numbers[pool] = self._published
         self._published += 1
+
+    def replace(self, pool: int, members: bytes) -> None:
+        """Changes whose the places of a pool's table are.
+
+        Programs that run meanwhile find each place either as it was or as it is now.
+        """
+        number = self._numbers[pool]
+        table = abi.Table.from_buffer_copy(self._tables.lookup(number))
+        table.members[: len(members)] = list(members)
+        self._tables.update(number, bytes(table))
 
     def member(self, backend: int) -> int:
         """Which of its hashed pool's backends one is; of another pool's: 0."""

@@ -104,6 +104,29 @@ class Bundle:
             if its is backend:
                 self._connect(place)
 
+    def dismiss_backend(self, backend: Backend) -> None:
+        """A backend is not needed any more: each of its upstreams ends when it owes nothing.
+
+        Not those of workers, who would connect again, and be ready again. No program may still see that the
+        backend had a weight.
+        """
+        for upstream in list(self.upstreams.values()):
+            if upstream.backend is backend and upstream not in self._departures:
+                self._run("farewell", upstream, self._dismiss(upstream))
+
+    async def _dismiss(self, upstream: Upstream) -> None:
+        mapped = upstream.mapped
+
+        def ended() -> bool:
+            return self._closing or upstream.state is not State.SPLICED or upstream.backend.serving
+
+        if mapped is None:
+            return  # an attempt, which is not repeated
+        await until(lambda: ended() or mapped.outstanding == 0)
+        if not ended():
+            await self._end(upstream)
+            await self._bury(upstream, "drain_timeout")
+
     def adopt(self, backend: Backend, sock: socket.socket, taken: int, left: Callable[[], None]) -> bool:
         """Takes over a connection that a worker has made, for all clients; False if there is no room.
 
@@ -151,7 +174,10 @@ class Bundle:
 
     def upstream_connected(self, upstream: Upstream) -> None:
         """An attempt to connect succeeded."""
-        if upstream.splice():
+        if upstream.backend.dismissed and upstream not in self._departures:
+            upstream.close()
+            self._replace(upstream)
+        elif upstream.splice():
             if upstream.place < len(self._attempts):
                 self._attempts[upstream.place] = 0
         else:
@@ -370,6 +396,12 @@ class Bundle:
                 group.create_task(self._finish(upstream), name=f"finish {upstream}")
 
     async def _finish(self, upstream: Upstream) -> None:
+        try:
+            await self._end(upstream)
+        finally:
+            upstream.close("drain_timeout", reset=True)
+
+    async def _end(self, upstream: Upstream) -> None:
         upstream.leave_route()
         await self.services.quiescence.wait()
         try:
@@ -377,8 +409,6 @@ class Bundle:
                 await upstream.finish()
         except TimeoutError:
             _log.info("%s: closed: not drained in time", upstream)
-        finally:
-            upstream.close("drain_timeout", reset=True)
 
     def close(self) -> None:
         """Closes what is still there."""

@@ -123,7 +123,7 @@ class Client:
         """Maps the upstreams that are connected, then the client. From here on the kernel owns the bytes."""
         services = self.services
         for upstream in self.connected_upstreams():
-            if not upstream.splice():
+            if upstream.backend.dismissed or not upstream.splice():
                 self.forget(upstream)
                 upstream.close()
         if not self.connected_upstreams() and self.bundle is None:

@@ -1,4 +1,4 @@
-"""Upstreams that are not needed any more, because the level of their backend does not serve.
+"""Upstreams that are not needed any more: their backend is taken out, or its level does not serve.
 
 They are closed, and not kept for the next time: a client has room for 32, and those of the level that does
 serve may need it.

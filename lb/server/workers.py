@@ -21,7 +21,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 
 from lb import config
-from lb.backends import Backend
+from lb.backends import MOST_WEIGHT, Backend
 from lb.config.scalars import is_name
 from lb.server import faults
 from lb.server.accepting import Acceptor
@@ -38,7 +38,6 @@ _PATTERN = re.compile(r"worker (\S+)(?: weight (\d{1,3}))?\r?\n", re.ASCII)
 _MOMENT = 0.1  # seconds that the first bytes of a line may take
 _LOOK = 0.005
 _ALWAYS = config.HealthCheck(rise=1, fall=1)
-_MOST_WEIGHT = 256
 
 
 class GreetingError(Exception):
@@ -186,6 +185,6 @@ async def _introduction(sock: socket.socket, host: str) -> tuple[str, int, int]:
     if match is None or not is_name(match[1]):
         raise GreetingError(f"{line.strip()!r} is not `worker NAME weight N`")
     weight = int(match[2] or 1)
-    if weight > _MOST_WEIGHT:
-        raise GreetingError(f"its weight of {weight} is above {_MOST_WEIGHT}")
+    if weight > MOST_WEIGHT:
+        raise GreetingError(f"its weight of {weight} is above {MOST_WEIGHT}")
     return match[1], weight, len(raw)

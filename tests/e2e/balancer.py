@@ -199,19 +199,32 @@ class Balancer:
         except ConnectionResetError:  # it was faster than the return of connect()
             return True
 
-    def get(self, path: str, *, method: str = "GET") -> tuple[int, str]:
+    def get(
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        body: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> tuple[int, str]:
         """Status and body of what the admin address answers; its side of the connection is closed then."""
         connection = http.client.HTTPConnection(*self.admin)
         connection.sock = self.where.connect(self.admin)
         with connection.sock.dup() as other:
             try:
-                connection.request(method, path, headers={"Connection": "close"})
+                connection.request(method, path, body, {"Connection": "close"} | (headers or {}))
                 answer = connection.getresponse()
                 code, text = answer.status, answer.read().decode()
             finally:
                 connection.close()
             assert other.recv(1) == b""
         return code, text
+
+    def post(self, path: str, body: object = None) -> Tree:
+        """What it answers to a change that it makes."""
+        code, text = self.get(path, method="POST", body=None if body is None else json.dumps(body))
+        assert code == 200, text
+        return cast("Tree", json.loads(text))
 
     def metrics(self) -> Metrics:
         """A scrape."""

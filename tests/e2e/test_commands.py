@@ -186,7 +186,7 @@ class TestStatus:
         )
         for backend in backends:
             assert re.search(
-                rf"^workers/{backend.name} +{re.escape(show(backend.endpoint))} +up +1 +1 +0 +5 +5$",
+                rf"^workers/{backend.name} +{re.escape(show(backend.endpoint))} +ready +up +1 +1 +0 +5 +5$",
                 done.out,
                 re.MULTILINE,
             )

@@ -4,7 +4,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from lb import config
-from lb.backends import Backend, Health, backoff, connect_failure
+from lb.backends import AdminState, Backend, Health, backoff, connect_failure
 
 ADDRESS = config.Address(IPv4Address("127.0.0.1"), 9000)
 
@@ -56,3 +56,45 @@ def test_failures_are_counted_by_reason() -> None:
 def test_backoff_doubles_up_to_its_limit(attempt: int) -> None:
     ceiling = min(5.0, 0.1 * 2.0 ** min(attempt, 10))
     assert all(ceiling / 2 <= backoff(attempt) <= ceiling for _ in range(100))
+
+
+def test_who_is_taken_out_is_not_usable_whatever_its_health() -> None:
+    backend, changes = make()
+    backend.connected()
+    for state, usable in ((AdminState.DRAIN, False), (AdminState.READY, True), (AdminState.READY, True)):
+        backend.administer(state)
+        assert backend.usable is usable
+    assert changes == [Health.UP] * 3, "told once for each change"
+
+
+def test_nothing_is_known_of_a_backend_in_maintenance() -> None:
+    backend, _ = make(fall=1, rise=2)
+    backend.failed("refused")
+    backend.administer(AdminState.MAINT)
+    assert backend.health is Health.UNKNOWN
+    backend.failed("refused")
+    assert backend.health is Health.UNKNOWN
+    backend.administer(AdminState.READY)
+    assert backend.usable, "it is tried"
+    backend.failed("refused")
+    assert not backend.usable
+
+
+def test_connections_end_where_they_are_not_wanted() -> None:
+    backend, _ = make(fall=1)
+    seen = [backend.dismissed]
+    backend.serving = False  # its level is not needed
+    seen.append(backend.dismissed)
+    backend.failed("refused")  # what is left of one that is down is not cut
+    seen.append(backend.dismissed)
+    backend.administer(AdminState.DRAIN)
+    seen.append(backend.dismissed)
+    assert seen == [False, True, False, True]
+
+
+def test_weight() -> None:
+    backend, changes = make()
+    for weight, now in ((3, 3), (3, 3), (0, 0), (None, 5)):
+        backend.set_weight(weight)
+        assert (backend.weight, backend.effective_weight) == (now, now)
+    assert len(changes) == 3

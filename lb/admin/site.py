@@ -1,9 +1,11 @@
-"""The admin address: metrics and state over HTTP."""
+"""Serves the admin address."""
 
 import socket
 
 from aiohttp import web
 
+from lb.admin import guard
+from lb.admin.commands import Commands
 from lb.metrics import CONTENT_TYPE, Metrics
 from lb.status import Status
 
@@ -14,11 +16,12 @@ class Admin:
     def __init__(self, metrics: Metrics, status: Status) -> None:
         self._metrics = metrics
         self._status = status
-        application = web.Application()
+        application = web.Application(middlewares=[guard.changes])
         application.router.add_get("/metrics", self._get_metrics)
         application.router.add_get("/healthz", self._get_healthz)
         application.router.add_get("/readyz", self._get_readyz)
         application.router.add_get("/status", self._get_status)
+        Commands(status).add_to(application.router)
         self._runner = web.AppRunner(application, access_log=None)
 
     async def start(self, sock: socket.socket) -> None:
