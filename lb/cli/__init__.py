@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -24,6 +25,9 @@ _CHANGES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
     options = _parser().parse_args(arguments)
+    if options.module == "run":
+        # By default a container's first process ignores it, and the start takes a second. It drains later.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Only the command that runs is imported: `check` needs neither libbpf nor uvloop.
     command = import_module(f"lb.cli.{options.module}")
     try:

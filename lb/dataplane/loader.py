@@ -20,6 +20,7 @@ from lb.libbpf import (
     Object,
     SockMap,
     effective_capabilities,
+    seccomp_filters,
 )
 
 # BPF: loading; NET_ADMIN: programs for sockets; PERFMON: reading the strparser's control block.
@@ -94,11 +95,16 @@ def missing_capabilities() -> list[str]:
 
 def _explain(error: LoadError) -> MachineError:
     if error.errno in (errno.EPERM, errno.EACCES):
-        missing = missing_capabilities()
+        if missing := missing_capabilities():
+            return MachineError(
+                f"loading BPF programs is not permitted: {', '.join(missing)} missing",
+                f"run as root, or in a container with --cap-add {CAP_ADD}",
+            )
         return MachineError(
-            "loading BPF programs is not permitted"
-            + (f": {', '.join(missing)} missing" if missing else ", although no capability is missing"),
-            f"run as root, or in a container with --cap-add {CAP_ADD}",
+            "loading BPF programs is not permitted, although no capability is missing",
+            "let the seccomp profile allow bpf(2): --security-opt seccomp=deploy/seccomp.json"
+            if seccomp_filters()
+            else "leave the user namespace; read /sys/kernel/security/lockdown",
         )
     if error.errno == errno.ENOMEM:
         return MachineError(

@@ -6,6 +6,7 @@ from lb.libbpf.linux import (
     clear_capabilities,
     drop_bounding_set,
     effective_capabilities,
+    seccomp_filters,
     set_no_new_privs,
 )
 from lb.libbpf.maps import ArrayMap, ArrayOfMaps, HashMap, Map, MapType, PerCpuArray, SockMap, UpdateFlag
@@ -37,5 +38,6 @@ __all__ = [
     "drop_bounding_set",
     "effective_capabilities",
     "libbpf_version",
+    "seccomp_filters",
     "set_no_new_privs",
 ]

@@ -47,3 +47,8 @@ def effective_capabilities() -> frozenset[int]:
     status = Path("/proc/thread-self/status").read_bytes()
     mask = int(status.partition(b"\nCapEff:")[2].split(maxsplit=1)[0], 16)
     return frozenset(bit for bit in range(mask.bit_length()) if mask >> bit & 1)
+
+
+def seccomp_filters() -> bool:
+    """Whether a seccomp profile may refuse this thread's system calls. Source: proc(5)."""
+    return b"\nSeccomp:\t2\n" in Path("/proc/thread-self/status").read_bytes()

@@ -4,7 +4,7 @@ import http.client
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,9 +127,14 @@ class Metrics:
 
 
 class Balancer:
-    """A balancer that listens. Closing it is a test of its own: see :meth:`close`."""
+    """A balancer that listens. Closing it is a test of its own: see :meth:`close`.
 
-    def __init__(self, where: Namespace, tree: Tree, folder: Path) -> None:
+    ``launch`` starts the program with a configuration file in another way than from this checkout.
+    """
+
+    def __init__(
+        self, where: Namespace, tree: Tree, folder: Path, launch: Callable[[Path], Process] | None = None
+    ) -> None:
         path = folder / "balancer.yaml"
         path.write_text(dump(tree), encoding="utf-8")
         self.where = where
@@ -140,7 +145,7 @@ class Balancer:
         self.clients: list[Client] = []
         self._ended: Ended | None = None
         self._drain = max(_seconds(pool["timeouts"]["drain"]) for pool in tree["pools"])
-        self.process = Process([*SOCKMAP_LB, "run", "-c", str(path)], where)
+        self.process = launch(path) if launch else Process([*SOCKMAP_LB, "run", "-c", str(path)], where)
         try:
             for listener in tree["listeners"]:
                 found = self._started(rf" listener {listener['name']}: (\S+),")

@@ -1,6 +1,6 @@
 """What a test works with: namespaces and what runs inside, all of it gone when the test ends."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,14 @@ class Lab:
         process = self.start(*SOCKMAP_LB, "demo-backend", "--name", name, "--listen", listen)
         return process, read_endpoint(process.stdout.wait_for(r"^\S+:\d+$")[0])
 
-    def balancer(self, tree: Tree, *, where: Namespace | None = None) -> Balancer:
+    def balancer(
+        self, tree: Tree, *, where: Namespace | None = None, launch: Callable[[Path], Process] | None = None
+    ) -> Balancer:
         """A balancer that listens; its backends may be down."""
         self._balancers += 1
         folder = self.folder / f"balancer{self._balancers}"
         folder.mkdir()
-        balancer = Balancer(where or self.here, tree, folder)
+        balancer = Balancer(where or self.here, tree, folder, launch)
         self._stack.callback(balancer.close)
         return balancer
 
