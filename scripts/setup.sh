@@ -16,7 +16,7 @@ test_packages=(
 	dnsperf knot-dnsutils nsd       # DNS load, kdig, DNS servers
 	dnsdist haproxy nginx-light libnginx-mod-stream # what the benchmark compares with
 	ethtool                         # its network
-	debootstrap podman runc # the image, and containers of it
+	debootstrap podman runc docker-compose # the image, and containers of it
 	prometheus                      # promtool
 	libmemcached-tools memcached    # memccapable, memccat, memcslap
 	rpcbind                         # a server of ONC RPC, and rpcinfo
