@@ -12,6 +12,7 @@ from tests.e2e.nameserver import NAMES, ZONE, configuration, write_zone
 
 BACKENDS = ("a", "b", "c")
 _DNS_PORT = 5300
+_EVERY = 20  # milliseconds between two counts
 
 
 class EchoBackends:
@@ -36,13 +37,13 @@ class EchoBackends:
             self._processes.append(process)
             self.addresses[name] = process.stdout.readline().strip()
 
-    def stop(self) -> int:
-        """Ends them; gives how many messages they answered.
+    def stop(self) -> dict[str, int]:
+        """Ends them; gives how many messages each answered.
 
         Raises:
             ProgramError: one of them met a malformed message, or crashed.
         """
-        total = 0
+        answered = {}
         for name, process in zip(BACKENDS, self._processes, strict=True):
             process.terminate()
             output, _ = process.communicate(timeout=STOP_LIMIT)
@@ -51,8 +52,39 @@ class EchoBackends:
             counts = json.loads(output)
             if counts["malformed"]:
                 raise ProgramError(f"backend {name} got {counts['malformed']} malformed messages")
-            total += counts["messages"]
-        return total
+            answered[name] = counts["messages"]
+        return answered
+
+
+class Newcomer:
+    """A backend at an address that is known before it starts, and that says how fast it is asked."""
+
+    def __init__(self, binary: Path, place: Place) -> None:
+        self._binary = binary
+        self._place = place
+        self._process: subprocess.Popen[str] | None = None
+        self.address = f"{place.host}:{place.namespace.reserve(place.host)}"
+
+    def start(self, stack: contextlib.ExitStack) -> None:
+        """Listens from now on."""
+        with self._place.entered():
+            self._process = subprocess.Popen(
+                (self._binary, "--every", str(_EVERY), "--listen", self.address),
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        stack.enter_context(running(self._process))
+        assert self._process.stdout is not None
+        stack.enter_context(self._process.stdout)
+        self._process.stdout.readline()
+
+    def stop(self) -> list[tuple[float, int]]:
+        """Ends it; gives the seconds since it listened, and the messages that it had answered by then."""
+        assert self._process is not None
+        self._process.terminate()
+        output, _ = self._process.communicate(timeout=STOP_LIMIT)
+        pairs = (line.split() for line in output.splitlines())
+        return [(float(milliseconds) / 1000, int(messages)) for milliseconds, messages in pairs]
 
 
 class NameServers:

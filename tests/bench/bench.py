@@ -239,7 +239,7 @@ class _Bench:
         """
         for stage in self._stages.values():
             if isinstance(stage.backends, EchoBackends):
-                received = stage.backends.stop()
+                received = sum(stage.backends.stop().values())
                 if received != stage.answers:
                     raise ProgramError(
                         f"the backends got {received} messages, and {stage.answers} were answered"

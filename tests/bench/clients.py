@@ -97,7 +97,7 @@ def _measure(options: argparse.Namespace, network: Loopback) -> list[Figures]:
         balancer = Balancer(scene, {}, stack)
         _await_sockets(balancer, 0)  # the first answer of the admin address costs memory of its own
         figures = [_measure_round(network, balancer, count, options.size) for _ in range(options.rounds)]
-        if (received := backends.stop()) != count * options.rounds:
+        if (received := sum(backends.stop().values())) != count * options.rounds:
             raise ProgramError(
                 f"the backends got {received} messages, and {count * options.rounds} were sent"
             )

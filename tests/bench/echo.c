@@ -5,7 +5,8 @@
  * Whole messages are sent back straight from the receive buffer; while the peer
  * does not take them, nothing more is read, so memory stays bounded.
  *
- * Prints its address when it listens and, on SIGTERM, what it has done. Ends
+ * Prints its address when it listens, with --every how many messages it has
+ * answered so far, and on SIGTERM, with --count, what it has done. Ends
  * with its parent.
  */
 #define _GNU_SOURCE
@@ -15,6 +16,8 @@
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
+#include <sys/timerfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "wire.h"
@@ -37,6 +40,7 @@ struct connection {
 
 static uint64_t messages, connections, malformed;
 static bool counting;
+static uint64_t epoch; /* when the timer of --every was started */
 
 static void watch(int epoll, int operation, int fd, uint32_t events, void *who)
 {
@@ -164,6 +168,40 @@ static int listen_at(const char *where)
 	return fd;
 }
 
+static uint64_t now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
+}
+
+static int start_timer(double milliseconds)
+{
+	long nanoseconds = (long)(milliseconds * 1e6);
+	struct itimerspec every = { .it_interval = { nanoseconds / 1000000000,
+						     nanoseconds % 1000000000 } };
+	int timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+
+	every.it_value = every.it_interval;
+	if (timer < 0 || timerfd_settime(timer, 0, &every, NULL))
+		fail("timerfd");
+	epoch = now();
+	return timer;
+}
+
+/* A line for each interval: milliseconds since the timer's start, messages so far. */
+static void tick(int timer)
+{
+	uint64_t expired;
+
+	if (read(timer, &expired, sizeof(expired)) == sizeof(expired)) {
+		printf("%.1f %llu\n", (double)(now() - epoch) / 1e6,
+		       (unsigned long long)messages);
+		fflush(stdout);
+	}
+}
+
 static void report(void)
 {
 	if (counting)
@@ -178,11 +216,13 @@ int main(int argc, char **argv)
 		{ "listen", required_argument, NULL, 'l' },
 		{ "congestion", required_argument, NULL, 'c' },
 		{ "count", no_argument, NULL, 'n' },
+		{ "every", required_argument, NULL, 'e' },
 		{},
 	};
 	const char *where = "127.0.0.1:0", *congestion = NULL;
 	struct epoll_event events[EVENTS];
-	int epoll, listener, stop, option;
+	int epoll, listener, stop, option, timer = -1;
+	double every = 0;
 	sigset_t ends;
 
 	while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -192,8 +232,11 @@ int main(int argc, char **argv)
 			congestion = optarg;
 		else if (option == 'n')
 			counting = true;
+		else if (option == 'e')
+			every = number(optarg, 1, 1e5);
 		else
-			refuse("usage: echo [--listen ADDRESS:PORT] [--congestion NAME] [--count]");
+			refuse("usage: echo [--listen ADDRESS:PORT] [--congestion NAME] [--count]"
+			       " [--every MILLISECONDS]");
 	}
 	prctl(PR_SET_PDEATHSIG, SIGTERM);
 	sigemptyset(&ends);
@@ -207,6 +250,10 @@ int main(int argc, char **argv)
 	listener = listen_at(where);
 	watch(epoll, EPOLL_CTL_ADD, stop, EPOLLIN, &stop);
 	watch(epoll, EPOLL_CTL_ADD, listener, EPOLLIN, &listener);
+	if (every > 0) {
+		timer = start_timer(every);
+		watch(epoll, EPOLL_CTL_ADD, timer, EPOLLIN, &timer);
+	}
 	for (;;) {
 		int n = epoll_wait(epoll, events, EVENTS, -1);
 
@@ -219,7 +266,9 @@ int main(int argc, char **argv)
 				report();
 				return 0;
 			}
-			if (who == &listener)
+			if (who == &timer)
+				tick(timer);
+			else if (who == &listener)
 				admit(epoll, listener, congestion);
 			else if (!serve(epoll, who))
 				end(who);

@@ -34,6 +34,7 @@ class Scene:
     backends: Mapping[str, str]
     protocol: str = STREAM
     max_connections: int = 4096
+    check_ms: int | None = None  # between health checks; None: no checks
 
 
 class Peer(Protocol):
@@ -133,6 +134,8 @@ class Balancer:
 def _balancer_yaml(scene: Scene, settings: Mapping[str, str]) -> str:
     shared = int(settings["shared"])
     sharing = f"    connections: shared\n    connections_per_backend: {shared}\n" if shared else ""
+    check = scene.check_ms
+    checks = f"    health_check: {{interval: {check}ms, rise: 1}}\n" if check is not None else ""
     listed = "".join(
         f"      - {{name: {name}, address: {address}}}\n" for name, address in scene.backends.items()
     )
@@ -146,6 +149,7 @@ def _balancer_yaml(scene: Scene, settings: Mapping[str, str]) -> str:
         f"    balance: {settings['balance']}\n"
         f"    batch: {settings['batch']}\n"
         f"{sharing}"
+        f"{checks}"
         "    backends:\n" + listed
     )
 
@@ -161,7 +165,8 @@ class HAProxy:
         # Its clients connect to a socket that is there before it starts, so nothing has to wait for it.
         with scene.place.entered():
             listener = stack.enter_context(socket.create_server((scene.place.host, 0), backlog=4096))
-        servers = "".join(f"  server {name} {address}\n" for name, address in scene.backends.items())
+        check = f" check inter {scene.check_ms} rise 1" if scene.check_ms is not None else ""
+        servers = "".join(f"  server {name} {address}{check}\n" for name, address in scene.backends.items())
         configuration = scene.directory / f"haproxy-{id(self)}.cfg"
         configuration.write_text(
             f"global\n  nbthread {threads}\n  maxconn {scene.max_connections}\n"

@@ -48,3 +48,15 @@ def test_many_idle_clients(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=_LIMIT, check=False)
     assert done.returncode == 0, done.stderr
     assert [figures["clients"] for figures in json.loads(results.read_text(encoding="utf-8"))] == [20, 20]
+
+
+def test_messages_spread_evenly_over_few_connections(tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    short = ("--seconds", "1", "--targets", "sockmap-lb,haproxy", "--json", str(results))
+    command = (sys.executable, "-m", "tests.bench.fairness", *short)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=_LIMIT, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = {each["target"]: each for each in json.loads(results.read_text(encoding="utf-8"))["fairness"]}
+    for connections in ("1", "4", "16"):
+        assert figures["sockmap-lb"]["largest_share"][connections] < 1.2
+    assert figures["haproxy"]["largest_share"]["1"] == 3  # one connection is one backend: the tool measures
