@@ -262,7 +262,8 @@ static __always_inline void lb_watch_quiet(struct lb_slot *upstream, const struc
 {
 	__u64 delivered = upstream->redirected_bytes - room->backlog - room->unacknowledged;
 
-	if (delivered < upstream->mark_bytes)
+	/* Negative while what user space said before the first message is not acknowledged. */
+	if ((__s64)delivered < (__s64)upstream->mark_bytes)
 		return;
 	upstream->delivered_quiet = upstream->mark_quiet;
 	upstream->mark_bytes = upstream->redirected_bytes;

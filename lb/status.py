@@ -38,6 +38,7 @@ class ListenerStatus(TypedDict):
     address: str
     protocol: str
     pool: str
+    proxy_protocol: bool
     clients: int
     addresses: int
     limits: LimitsStatus
@@ -78,6 +79,7 @@ class PoolStatus(TypedDict):
     connections: str
     accept: str | None
     refused_workers: dict[str, int]
+    send_proxy: str | None
     batch: int
     backends: list[BackendStatus]
 
@@ -156,6 +158,7 @@ class Status:
             address=address,
             protocol=listening.config.framing.name,
             pool=listening.config.pool,
+            proxy_protocol=listening.config.trusted is not None,
             clients=len(listening.clients),
             addresses=listening.clients.addresses,
             limits=LimitsStatus(
@@ -177,6 +180,7 @@ class Status:
             connections=pool.config.connections.value,
             accept=pool.workers.address if pool.workers is not None else None,
             refused_workers=_seen(pool.workers.refused) if pool.workers is not None else {},
+            send_proxy=pool.config.send_proxy.value if pool.config.send_proxy is not None else None,
             batch=pool.config.batch,
             backends=[self._backend(pool, backend) for backend in pool.backends],
         )

@@ -14,7 +14,8 @@ test_packages=(
 	clang-format                    # lint
 	bpftool iproute2 libcap2-bin procps strace # network namespaces, capabilities, what the process does
 	dnsperf knot-dnsutils nsd       # DNS load, kdig, DNS servers
-	dnsdist haproxy nginx-light libnginx-mod-stream # what the benchmark compares with
+	dnsdist                         # what the benchmark compares with
+	haproxy nginx-light libnginx-mod-stream # that too, and proxies in front and behind
 	ethtool                         # its network
 	debootstrap podman runc docker-compose # the image, and containers of it
 	prometheus                      # promtool
@@ -77,7 +78,7 @@ fi
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-# nsd and prometheus are wanted as programs: Debian would also start them as services of this machine.
+# They are wanted as programs: Debian would also start servers as services of this machine.
 policy=/usr/sbin/policy-rc.d
 if [[ ! -e $policy ]]; then
 	trap 'rm -f "$log" "$policy"' EXIT

@@ -11,12 +11,15 @@ from lb.config.model import (
     HealthCheck,
     Limits,
     Listener,
+    Networks,
     Over,
     Pool,
+    ProxyVersion,
     Rate,
     Runtime,
     Timeouts,
     Workers,
+    within,
 )
 from lb.config.parse import load, parse
 
@@ -32,12 +35,15 @@ __all__ = [
     "HealthCheck",
     "Limits",
     "Listener",
+    "Networks",
     "Over",
     "Pool",
+    "ProxyVersion",
     "Rate",
     "Runtime",
     "Timeouts",
     "Workers",
     "load",
     "parse",
+    "within",
 ]

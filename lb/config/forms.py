@@ -17,6 +17,7 @@ class Kind(StrEnum):
     ADDRESS = "address"
     NETWORK = "network"
     TEXT = "text"
+    FLAG = "flag"
 
 
 @dataclass(frozen=True, slots=True)

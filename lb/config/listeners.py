@@ -1,8 +1,16 @@
 """The `listeners` section: addresses, and the framing and pool behind each."""
 
-from lb.config.model import Address, Limits, Listener, Over, Rate
+from lb.config.model import LOCAL_NETWORKS, Address, Limits, Listener, Networks, Over, Rate
 from lb.config.protocols import Protocols
-from lb.config.scalars import choice, integer, read_duration, read_listen_address, read_name
+from lb.config.scalars import (
+    choice,
+    integer,
+    read_duration,
+    read_flag,
+    read_listen_address,
+    read_name,
+    read_networks,
+)
 from lb.config.value import Section, Value, either, refuse_duplicates, show, suggest
 from lb.framing import Framing, Ordering, Responses
 
@@ -51,7 +59,7 @@ class Listeners:
                 self.listeners.append(listener)
 
     def _read_listener(self, value: Value) -> Listener | None:
-        section = value.section("name", "address", "protocol", "pool", "limits")
+        section = value.section("name", "address", "protocol", "pool", "limits", "proxy_protocol", "trusted")
         if section is None:
             return None
         name = section.required("name", read_name, "rpc")
@@ -60,13 +68,14 @@ class Listeners:
         framing = section.optional("protocol", self._read_protocol, default)
         pool = self._read_pool(section)
         limits = section.optional("limits", _read_limits, Limits())
+        trusted = _read_trusted(section)
         if pool in self._shared:
             self._check_shared(section.entries.get("protocol", value), framing, pool)
         if pool in self._keyed and framing.responses is Responses.ANY:
             section.entries.get("protocol", value).fail(_no_key(framing, pool), "use `hash: client-address`")
         if name is None or address is None or pool is None:
             return None
-        return Listener(name, address, framing, pool, limits)
+        return Listener(name, address, framing, pool, limits, trusted)
 
     def _check_shared(self, value: Value, framing: Framing, pool: str) -> None:
         """Note why a framing cannot be used where clients share connections."""
@@ -126,6 +135,14 @@ def _no_key(framing: Framing, pool: str) -> str:
         f"{show(framing.name)} is `responses: any`, and nobody knows when a message for another backend may"
         f" follow, but pool {pool} hashes what a message says"
     )
+
+
+def _read_trusted(section: Section) -> Networks | None:
+    if section.optional("proxy_protocol", read_flag, default=False):
+        return section.optional("trusted", read_networks, LOCAL_NETWORKS)
+    if "trusted" in section.entries:
+        section.entries["trusted"].fail("is for proxies only", "add `proxy_protocol: true`, or remove it")
+    return None
 
 
 def _read_limits(value: Value) -> Limits | None:

@@ -47,6 +47,17 @@ class Address:
         return f"{host}:{self.port}"
 
 
+Networks = tuple[IPv4Network | IPv6Network, ...]
+
+LOCAL_NETWORKS: Networks = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
+
+
+def within(networks: Networks, host: str) -> bool:
+    """Whether the address of a peer, as a socket says it, is in one of the networks."""
+    address = ip_address(host.partition("%")[0])
+    return any(address in network for network in networks)
+
+
 @dataclass(frozen=True, slots=True)
 class Admin:
     """Where metrics, state and the dashboard are served; None: nowhere."""
@@ -61,6 +72,13 @@ class Runtime:
     user: str | None = "nobody"
     max_connections: int = 65536
     buffer_budget: int = 1 << 20
+
+
+class ProxyVersion(StrEnum):
+    """Of the PROXY protocol: a line of text, or binary."""
+
+    V1 = "v1"
+    V2 = "v2"
 
 
 class Over(StrEnum):
@@ -96,13 +114,18 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """An address that takes clients, the framing they speak, and the name of the pool that serves them."""
+    """An address that takes clients, the framing they speak, and the name of the pool that serves them.
+
+    `trusted`: networks of the proxies in front, which say in a PROXY header whose connection it is; None:
+    clients connect by themselves.
+    """
 
     name: str
     address: Address
     framing: Framing
     pool: str
     limits: Limits = Limits()
+    trusted: Networks | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,29 +143,18 @@ class Backend:
     priority: int = 0
 
 
-LOCAL_NETWORKS: tuple[IPv4Network | IPv6Network, ...] = (
-    IPv4Network("127.0.0.0/8"),
-    IPv6Network("::1/128"),
-)
-
-
 @dataclass(frozen=True, slots=True)
 class Workers:
     """Backends that connect to the balancer: where, from which networks, and how many connections at once."""
 
     address: Address
-    allow: tuple[IPv4Network | IPv6Network, ...] = LOCAL_NETWORKS
+    allow: Networks = LOCAL_NETWORKS
     most: int = 16
 
     @property
     def numbers(self) -> int:
         """Of the backends that they can be: that of one that has just left is not free at once."""
         return 2 * self.most
-
-    def allows(self, host: str) -> bool:
-        """Whether a worker may come from an address."""
-        address = ip_address(host.partition("%")[0])
-        return any(address in network for network in self.allow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +197,7 @@ class Pool:
     `panic_threshold`: percent of a level's weight that must be up, or the next level serves too.
     `slow_start`: seconds in which a backend that comes (back) up gets to its weight; 0: at once.
     `hash`: what a message is hashed by, with `balance: hash` and with no other.
+    `send_proxy`: the PROXY header that tells backends whose connection it is; None: none.
     """
 
     name: str
@@ -200,6 +213,7 @@ class Pool:
     panic_threshold: int = 50
     slow_start: float = 0.0
     hash: Hash | None = None
+    send_proxy: ProxyVersion | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,5 @@
 """The `pools` section: backends, and how messages spread over them."""
 
-from ipaddress import IPv4Network, IPv6Network
-
 from lb.config.hashing import MOST_HASHED, read_key, read_max_load
 from lb.config.model import (
     LOCAL_NETWORKS,
@@ -11,6 +9,7 @@ from lb.config.model import (
     Connections,
     HealthCheck,
     Pool,
+    ProxyVersion,
     Timeouts,
     Workers,
 )
@@ -23,7 +22,7 @@ from lb.config.scalars import (
     read_duration,
     read_listen_address,
     read_name,
-    read_network,
+    read_networks,
 )
 from lb.config.value import Section, Value, refuse_duplicates, show
 from lb.routing import MAX_LOAD, Hash
@@ -34,6 +33,7 @@ MAX_SHARED = 32  # connections of a pool that all clients share: the kernel prog
 
 _read_balance = choice(Balance)
 _read_connections = choice(Connections)
+_read_send_proxy = choice(ProxyVersion)
 _read_per_backend = integer(1, 32, "the kernel program looks at no more than 32 connections of a pool")
 _read_most_workers = integer(1, MAX_SHARED, "the kernel program looks at no more connections of a pool")
 _read_in_flight = integer(1, 16384, "half of all 16-bit ids are in use then")
@@ -92,6 +92,7 @@ class Pools:
             "accept",
             "allow",
             "max_workers",
+            "send_proxy",
         )
         if section is None:
             return None
@@ -112,10 +113,16 @@ class Pools:
         if connections is not Connections.SHARED:
             _refuse_sharing(section)
         else:
+            if "send_proxy" in section.entries:
+                section.entries["send_proxy"].fail(
+                    "names the one client of a connection, but this pool shares connections",
+                    "remove it, or use `connections: per_client`",
+                )
             _check_count(section, len(backends or ()) * each, workers)
         panic_threshold = section.optional("panic_threshold", _read_panic_threshold, 50)
         slow_start = section.optional("slow_start", _read_slow_start, 0.0)
         hashed = _read_hash(section, balance)
+        send_proxy = section.optional("send_proxy", _read_send_proxy, None)
         if name is None or backends is None:
             return None
         if balance is Balance.HASH:
@@ -134,6 +141,7 @@ class Pools:
             panic_threshold=panic_threshold,
             slow_start=slow_start,
             hash=hashed,
+            send_proxy=send_proxy,
         )
 
     def _read_workers(self, section: Section) -> Workers | None:
@@ -143,7 +151,7 @@ class Pools:
                     section.entries[key].fail("is for workers only", "add `accept: 0.0.0.0:7900`")
             return None
         address = section.required("accept", self._read_address, "0.0.0.0:7900")
-        allow = section.optional("allow", _read_networks, LOCAL_NETWORKS)
+        allow = section.optional("allow", read_networks, LOCAL_NETWORKS)
         most = section.optional("max_workers", _read_most_workers, 16)
         if address is None:
             return None
@@ -211,12 +219,6 @@ def _check_hashed(section: Section, backends: tuple[Backend, ...], workers: Work
             " must find its backend from all clients)",
             "remove some, or use another balance",
         )
-
-
-def _read_networks(value: Value) -> tuple[IPv4Network | IPv6Network, ...] | None:
-    items = value.items("a list of networks such as [10.0.0.0/8]")
-    networks = [network for item in items if (network := read_network(item))]
-    return tuple(networks) if items and len(networks) == len(items) else None
 
 
 def _read_backend(value: Value) -> Backend | None:

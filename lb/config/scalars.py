@@ -9,7 +9,7 @@ from typing import TypeVar
 import yaml
 
 from lb.config.forms import Form, Kind, Range
-from lb.config.model import Address
+from lb.config.model import Address, Networks
 from lb.config.units import UnitError, format_duration, format_size, parse_duration, parse_size
 from lb.config.value import Scalar, Value, either, scalar, show, suggest
 
@@ -25,6 +25,8 @@ _ADDRESS = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|(?P<v4>[^\[\]:]+)):(?P<port>[0-9
 _ADDRESS_PATTERN = r"(\[[^\[\]]+\]|[^\[\]:]+):[0-9]{1,5}"  # the same for those who do not know named groups
 _HOST_NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9_.-]+")
 _PERCENT = re.compile(r"([0-9]{1,9})%?")
+_BOOLEAN_TAG = "tag:yaml.org,2002:bool"
+_YES = ("true", "yes", "on")  # what YAML 1.1 reads as such
 _MAX_PORT = 65535
 _DAY = 86400.0
 _ADDRESS_EXAMPLE = 'an IP address and a port, such as 10.0.0.11:9000 or "[::1]:9000"'
@@ -72,6 +74,16 @@ def integer(low: int, high: int, why: str) -> Scalar[int]:
         return None
 
     return read
+
+
+@scalar(Form(Kind.FLAG))
+def read_flag(value: Value) -> bool | None:
+    """Read `true` or `false`."""
+    node = value.node
+    if isinstance(node, yaml.ScalarNode) and node.tag == _BOOLEAN_TAG:
+        return node.value.lower() in _YES
+    value.refuse("true or false")
+    return None
 
 
 def _quantity(
@@ -164,8 +176,14 @@ def _read_network(value: Value) -> IPv4Network | IPv6Network | None:
         return None
 
 
-# Networks, or single addresses.
-read_network: Scalar[IPv4Network | IPv6Network] = Scalar(Form(Kind.NETWORK), _read_network)
+_read_one_network: Scalar[IPv4Network | IPv6Network] = Scalar(Form(Kind.NETWORK), _read_network)
+
+
+def read_networks(value: Value) -> Networks | None:
+    """Read a list of networks, or single addresses."""
+    items = value.items("a list of networks such as [10.0.0.0/8]")
+    networks = [network for item in items if (network := _read_one_network(item))]
+    return tuple(networks) if items and len(networks) == len(items) else None
 
 
 @scalar(Form(Kind.ADDRESS, pattern=_ADDRESS_PATTERN))

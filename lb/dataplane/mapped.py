@@ -13,7 +13,7 @@ class MappedSocket:
     Its numbers are the kernel's, live.
     """
 
-    __slots__ = ("_acknowledged_before", "_sent_before", "_slot", "cookie", "ref", "sock", "taken")
+    __slots__ = ("_sent_before", "_slot", "cookie", "ref", "sock", "taken")
 
     def __init__(self, ref: SlotRef, sock: socket.socket, slot: abi.Slot, cookie: int) -> None:
         self.ref = ref
@@ -21,9 +21,7 @@ class MappedSocket:
         self.cookie = cookie
         self.taken = 0  # bytes that its owner had read before it was mapped
         self._slot = slot
-        before = sockets.progress(sock)
-        self._sent_before = before.written
-        self._acknowledged_before = before.acknowledged
+        self._sent_before = sockets.progress(sock).written
 
     @property
     def outstanding(self) -> int:
@@ -75,7 +73,7 @@ class MappedSocket:
         slot = self._slot
         if not slot.quiet:
             return 0
-        acknowledged = sockets.progress(self.sock).acknowledged - self._acknowledged_before
+        acknowledged = sockets.progress(self.sock).acknowledged - self._sent_before
         if acknowledged >= slot.redirected_bytes:
             return 0
         return slot.quiet - (slot.mark_quiet if acknowledged >= slot.mark_bytes else slot.delivered_quiet)

@@ -333,6 +333,11 @@ class Bundle:
 
     # What the upstreams want of it
 
+    @property
+    def preface(self) -> bytes:
+        """Nothing: there is no one client to name."""
+        return b""
+
     def map_upstream(self, upstream: Upstream, sock: socket.socket) -> MappedSocket:
         """Puts the socket of an upstream into the maps."""
         return self.services.plane.insert_shared(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
-from lb import abi
+from lb import abi, proxy
 from lb.abi import Pause
 from lb.backends import Backend, backoff
 from lb.config import Timeouts
@@ -24,6 +24,7 @@ from lb.server.admission import Admission
 from lb.server.context import Listening, Services
 from lb.server.guard import Guard
 from lb.server.poller import SPACE, STATE
+from lb.server.proxy import endpoints
 from lb.server.relay import connect, relay
 from lb.server.upstream import Upstream
 from lb.session import Event, State, step
@@ -44,7 +45,9 @@ class Client:
     __slots__ = (
         "_admission",
         "_attempts",
+        "_endpoints",
         "_peer",
+        "_taken",
         "activity",
         "address",
         "guard",
@@ -59,8 +62,14 @@ class Client:
     )
 
     def __init__(
-        self, listening: Listening, sock: socket.socket, peer: tuple[str, int], ref: SlotRef
+        self,
+        listening: Listening,
+        sock: socket.socket,
+        peer: tuple[str, int],
+        ref: SlotRef,
+        header: proxy.Header | None = None,
     ) -> None:
+        """``header``: what a proxy in front has said, and what has been taken from the socket."""
         self.listening = listening
         self.address = peer[0]
         self.number = next(_numbers)
@@ -72,6 +81,8 @@ class Client:
         self.guard = Guard(self.__str__, lambda: self.fail("bug"))
         self.activity = (0, 0.0)  # of the idle sweep: bytes seen, and when that was new
         self._peer = peer
+        self._taken = header.length if header is not None else 0
+        self._endpoints = header.endpoints if header is not None else None
         self._admission = Admission(self)
         self._attempts: dict[Backend, int] = {}
         self.throttle = listening.services.buckets.join(listening.config, listening.policy.rate, self.address)
@@ -137,6 +148,7 @@ class Client:
                 address=self._key if self.listening.policy.routed else b"",
                 address_rate=self.throttle.address_rate,
             )
+            self.mapped.taken = self._taken
             services.poller.watch(self.sock.fileno(), self)
         except PeerGoneError:
             self._relay()
@@ -230,6 +242,16 @@ class Client:
     def bundle(self) -> "Bundle | None":
         """The upstreams that it shares with others; None if it has its own."""
         return self.listening.pool.bundle
+
+    @property
+    def preface(self) -> bytes:
+        """The PROXY header that tells a backend whose connection it is, if it wants one."""
+        version = self.listening.pool.config.send_proxy
+        if version is None:
+            return b""
+        if self._endpoints is None:
+            self._endpoints = endpoints(self.sock, self._peer)
+        return proxy.build(version, self._endpoints)
 
     def map_upstream(self, upstream: Upstream, sock: socket.socket) -> MappedSocket:
         """Puts the socket of an upstream of its own into the maps."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lb.config import Timeouts
     from lb.server.bundle import Bundle
     from lb.server.client import Client
+    from lb.server.proxy import Introduction
     from lb.server.workers import Workers
 
 _log = logging.getLogger(__name__)
@@ -95,6 +96,9 @@ def _no_refusals() -> Counter[str]:
         "no_backend",
         "no_memory",
         "half_closed",
+        "untrusted_proxy",
+        "proxy_header",
+        "proxy_timeout",
     )
     return Counter(dict.fromkeys(reasons, 0))
 
@@ -114,6 +118,7 @@ class Listening:
     services: Services
     traffic: dict[int, int]  # index of a backend -> row of the traffic counters
     clients: Census["Client"] = field(default_factory=Census)
+    introductions: set["Introduction"] = field(default_factory=set)  # clients that may become of them
     accepted: int = 0
     relayed: dict[int, Relayed] = field(default_factory=dict)  # by index of the backend
     # Reasons that are known beforehand are there from the start: a rate needs a first value.
@@ -142,12 +147,18 @@ class Listening:
         """Bytes."""
         return self.config.framing.max_message
 
-    def over_limit(self, address: str) -> str | None:
-        """Why one more client from an IP address is one too many, as in the label of a metric; or None."""
+    def over_limit(self, address: str | None) -> str | None:
+        """Why one more client is one too many, as in the label of a metric; or None.
+
+        ``address``: where it comes from; None: only a proxy knows, who has not said it yet.
+        """
         limits = self.config.limits
-        if limits.max_clients is not None and len(self.clients) >= limits.max_clients:
+        clients = len(self.clients) + len(self.introductions)
+        if limits.max_clients is not None and clients >= limits.max_clients:
             return "max_clients"
         most = limits.max_clients_per_address
+        if address is None:
+            return None
         if most is not None and self.clients.at(address) >= most:
             return "max_clients_per_address"
         return None

@@ -1,12 +1,17 @@
 """Listeners: each accepted connection becomes a client."""
 
+import logging
 import socket
 
+from lb import config, proxy
 from lb.server import faults
 from lb.server.accepting import Acceptor
 from lb.server.client import Client
 from lb.server.context import Listening
-from lb.slots import SlotsExhaustedError
+from lb.server.proxy import Introduction
+from lb.slots import SlotRef, SlotsExhaustedError
+
+_log = logging.getLogger(__name__)
 
 
 class Listener:
@@ -28,11 +33,18 @@ class Listener:
     def close(self) -> None:
         """Stops to accept; clients stay."""
         self._acceptor.close()
+        for introduction in list(self._listening.introductions):
+            introduction.close()
 
     def _admit(self, sock: socket.socket, peer: tuple[str, int]) -> None:
         listening = self._listening
         listening.accepted += 1
-        reason = listening.over_limit(peer[0])
+        trusted = listening.config.trusted
+        if trusted is not None and not config.within(trusted, peer[0]):
+            _log.info("listener %s: a proxy at %s is not trusted", listening.config.name, peer[0])
+            self._refuse(sock, "untrusted_proxy")
+            return
+        reason = listening.over_limit(peer[0] if trusted is None else None)
         if reason is not None:
             self._refuse(sock, reason)
             return
@@ -42,7 +54,31 @@ class Listener:
             self._refuse(sock, "max_connections")
             return
         sock.setblocking(False)
-        client = Client(listening, sock, peer, ref)
+        if trusted is None:
+            self._serve(Client(listening, sock, peer, ref))
+        else:
+            introduction = Introduction(listening, sock, peer, ref, self._introduce)
+            with introduction.guard:
+                introduction.start()
+
+    def _introduce(
+        self, sock: socket.socket, peer: tuple[str, int], ref: SlotRef, header: proxy.Header
+    ) -> None:
+        """A proxy has said whose connection it is."""
+        ends = header.endpoints
+        if ends is not None:
+            peer = str(ends.source.host), ends.source.port
+        reason = self._listening.over_limit(peer[0])
+        if reason is not None:
+            services = self._listening.services
+            services.plane.release(ref)
+            services.quiescence.reclaim_soon()
+            self._refuse(sock, reason)
+            return
+        self._serve(Client(self._listening, sock, peer, ref, header))
+
+    @staticmethod
+    def _serve(client: Client) -> None:
         with client.guard:
             client.start()
 

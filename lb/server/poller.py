@@ -51,6 +51,11 @@ class Poller:
         """
         self._watched.pop(fd, None)
 
+    def unwatch(self, fd: int) -> None:
+        """Takes a socket out of the set, for an owner to come who watches it anew."""
+        self.forget(fd)
+        self._epoll.unregister(fd)
+
     def close(self) -> None:
         """Ends the polling of all sockets."""
         self._loop.remove_reader(self._epoll.fileno())

@@ -84,7 +84,7 @@ class _Exchange:
         self._outstanding = 0
         self._quiet: list[int] = []  # where the messages without a response end in what was written
         self._written = 0
-        self._acknowledged_before = sockets.progress(upstream).acknowledged
+        self._written_before = sockets.progress(upstream).written
         self._client_gone = False
         self._to_client = asyncio.Lock()  # both directions have something to say to it
 
@@ -141,7 +141,7 @@ class _Exchange:
 
     def _undelivered_quiet(self) -> int:
         """Messages without a response that the backend did not acknowledge."""
-        acknowledged = sockets.progress(self._upstream).acknowledged - self._acknowledged_before
+        acknowledged = sockets.progress(self._upstream).acknowledged - self._written_before
         return sum(end > acknowledged for end in self._quiet)
 
     async def _allowed(self) -> bool:

@@ -42,6 +42,10 @@ class Owner(Protocol):
     def framing(self) -> Framing:
         """What both sides speak."""
 
+    @property
+    def preface(self) -> bytes:
+        """What a backend is told before all messages."""
+
     def map_upstream(self, upstream: "Upstream", sock: socket.socket) -> MappedSocket:
         """Puts its socket into the maps; raises as :meth:`DataPlane.insert_upstream` does."""
 
@@ -84,6 +88,7 @@ class Upstream:
 
     __slots__ = (
         "_fin",
+        "_preface",
         "_routed",
         "_services",
         "_sock",
@@ -109,6 +114,7 @@ class Upstream:
         self._services = owner.services
         self.ref = ref
         self._sock: socket.socket | None = None
+        self._preface = owner.preface
         self._taken = 0
         self._routed = False
         self._fin = asyncio.Event()
@@ -350,11 +356,26 @@ class Upstream:
             self._connect_failed(connect_failure(code))
         elif mask & _BROKEN:
             self._connect_failed("closed")
-        elif mask & select.EPOLLOUT and not self.connected:
+        elif mask & select.EPOLLOUT and not self.connected and self._introduce(self._sock):
             self._services.poller.change(self._sock.fileno(), STATE)
             self.connected = True
             self.backend.connected()
             self.owner.upstream_connected(self)
+
+    def _introduce(self, sock: socket.socket) -> bool:
+        """Says what the backend is told first; False if that is not done yet, or never will be.
+
+        An attempt that finds no memory is told by the poller when there is some.
+        """
+        try:
+            while self._preface:
+                self._preface = self._preface[sock.send(self._preface, socket.MSG_NOSIGNAL) :]
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._connect_failed(connect_failure(error.errno or errno.EIO))
+            return False
+        return True
 
     def _connect_failed(self, reason: str) -> None:
         self.close()

@@ -87,7 +87,7 @@ class Workers:
         self._acceptor.close()
 
     def _admit(self, sock: socket.socket, peer: tuple[str, int]) -> None:
-        if not self._settings.allows(peer[0]):
+        if not config.within(self._settings.allow, peer[0]):
             _log.warning("pool %s: a worker from %s is not allowed", self._pool.config.name, peer[0])
             self._refuse(sock, "not_allowed")
             return

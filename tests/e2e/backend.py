@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from lb import proxy
 from lb.framing import PRESETS, Direction, Framer, Framing, Message
 from tests.e2e.messages import message
 from tests.e2e.namespaces import Endpoint, Namespace
@@ -35,6 +36,8 @@ class _Connection(asyncio.Protocol):
         self.lost = asyncio.Event()
         self.transport: asyncio.Transport
         self.ended = False
+        self._introduced = not backend.proxied
+        self._preface = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -44,6 +47,14 @@ class _Connection(asyncio.Protocol):
             self._task = asyncio.get_running_loop().create_task(self._answer_slowly())
 
     def data_received(self, data: bytes) -> None:
+        if not self._introduced:
+            self._preface += data
+            header = proxy.parse(self._preface)
+            if header is None:
+                return
+            self._introduced = True
+            self._backend.headers.append(header)
+            data = self._preface[header.length :]
         messages = self._framer.feed(data)
         assert self._framer.error is None, self._framer.error
         answers = bytearray()
@@ -98,6 +109,7 @@ class Backend:
         delay: seconds before each answer of a connection, one after the other.
         holding: whether answers wait for :meth:`release`.
         stubborn: whether it keeps a connection whose peer has sent FIN.
+        proxied: whether each connection begins with a PROXY header.
     """
 
     def __init__(
@@ -111,12 +123,15 @@ class Backend:
         delay: float = 0.0,
         holding: bool = False,
         stubborn: bool = False,
+        proxied: bool = False,
     ) -> None:
         self.name = name
         self.respond = respond
         self.framing = framing
         self.delay = delay
         self.stubborn = stubborn
+        self.proxied = proxied
+        self.headers: list[proxy.Header] = []
         self.received: list[Message] = []
         self.connections: list[_Connection] = []
         self.held: list[tuple[_Connection, bytes]] | None = [] if holding else None

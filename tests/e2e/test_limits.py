@@ -90,6 +90,9 @@ class TestListener:
             "no_backend",
             "no_memory",
             "half_closed",
+            "untrusted_proxy",
+            "proxy_header",
+            "proxy_timeout",
         )
         assert refused == dict.fromkeys(reasons, 0)
 

@@ -28,6 +28,7 @@ from lb.config import (
     Timeouts,
     load,
     parse,
+    within,
 )
 from lb.framing import PRESETS, Endian, Field, Framing, Length, Match, OneOf, Ordering, Responses
 
@@ -444,12 +445,12 @@ def test_all_mistakes_of_a_file_are_reported_at_once() -> None:
             [
                 (
                     "1: listeners[0]: is `7`; write a mapping with the keys name, address, protocol, pool,"
-                    " limits"
+                    " limits, proxy_protocol, trusted"
                 ),
                 (
                     "2: pools[0]: is `x`; write a mapping with the keys name, backends, balance, hash,"
                     " max_load, connections, connections_per_backend, max_in_flight, batch, health_check,"
-                    " timeouts, panic_threshold, slow_start, accept, allow, max_workers"
+                    " timeouts, panic_threshold, slow_start, accept, allow, max_workers, send_proxy"
                 ),
             ],
         ),
@@ -506,7 +507,10 @@ def test_aliases_are_refused_and_not_followed() -> None:
 
     assert refusals(f"pools:\n- &a0 x\n{bomb}listeners: &l\n- *l\n- {{<<: *a1}}\n")[-4:] == [
         "33: listeners[0]: is an alias of `l`; write the value itself",
-        "34: listeners[1].<<: unknown key; known keys: address, limits, name, pool, protocol",
+        (
+            "34: listeners[1].<<: unknown key; known keys: address, limits, name, pool, protocol,"
+            " proxy_protocol, trusted"
+        ),
         "34: listeners[1].name: is missing; add `name: rpc`",
         "34: listeners[1].address: is missing; add `address: 0.0.0.0:7000`",
     ]
@@ -1014,7 +1018,7 @@ pools: [{name: p, connections: shared, accept: 0.0.0.0:7900, allow: [10.0.0.0/8,
     (pool,) = parse(text, "lb.yaml").pools
     assert pool.backends == ()
     assert pool.workers is not None
-    assert [pool.workers.allows(host) for host in ("10.1.2.3", "192.0.2.7", "192.0.2.8", "::1")] == [
+    assert [within(pool.workers.allow, host) for host in ("10.1.2.3", "192.0.2.7", "192.0.2.8", "::1")] == [
         True,
         True,
         False,

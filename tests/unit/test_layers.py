@@ -8,7 +8,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # From the bottom. A module may import its own layer and those before it; the more exact name counts.
 LAYERS = (
-    ("lb.config", "lb.framing", "lb.session", "lb.slots", "lb.balance", "lb.maglev", "lb.routing"),
+    (
+        "lb.config",
+        "lb.framing",
+        "lb.session",
+        "lb.slots",
+        "lb.balance",
+        "lb.maglev",
+        "lb.proxy",
+        "lb.routing",
+    ),
     ("lb.libbpf",),
     ("lb.abi",),
     ("lb.dataplane",),

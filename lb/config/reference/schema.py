@@ -13,7 +13,7 @@ from lb.config.reference.trace import Place
 
 Schema: TypeAlias = dict[str, object]
 
-_TYPES = {Kind.INTEGER: "integer", Kind.NUMBER: "number"}
+_TYPES = {Kind.INTEGER: "integer", Kind.NUMBER: "number", Kind.FLAG: "boolean"}
 _PATTERNS = {
     Kind.DURATION: r"^[0-9]{1,18}(ms|s|m|h)$",
     Kind.SIZE: r"^[0-9]{1,18}(KiB|MiB|GiB)?$",
