@@ -9,8 +9,8 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import uvloop
@@ -20,6 +20,7 @@ from lb.admin import Admin
 from lb.dataplane import DataPlane, MachineError, Sizes, load, selftest, sockets, table_size
 from lb.framing import Framing
 from lb.metrics import Metrics
+from lb.notify import Notifier
 from lb.server import Server
 from lb.server.accepting import bind
 from lb.status import Status
@@ -30,6 +31,7 @@ _log = logging.getLogger(__name__)
 _RESERVED_DESCRIPTORS = 128
 _FEWEST_CONNECTIONS = 64
 _ENDING = (signal.SIGTERM, signal.SIGINT)
+_LAST_WORDS = 5.0  # seconds that the end takes at most, besides the drain
 
 
 def run(settings: config.Config, source: Path) -> None:
@@ -46,10 +48,11 @@ def run(settings: config.Config, source: Path) -> None:
         workers = {name: stack.enter_context(sock) for name, sock in _bind_workers(settings)}
         admin = settings.admin.address
         admin_socket = stack.enter_context(_bind_admin(admin)) if admin is not None else None
+        notifier = stack.enter_context(closing(Notifier.from_environment()))
         _log.info("%s", privileges.drop(settings.runtime.user))
         sockets.require_buffer(max(listener.framing.max_message for listener in settings.listeners))
         selftest.require(plane)
-        uvloop.run(_serve(settings, source, plane, bound, workers, admin_socket))
+        uvloop.run(_serve(settings, source, plane, bound, workers, admin_socket, notifier))
 
 
 def sizes(settings: config.Config, connections: int) -> Sizes:
@@ -153,6 +156,7 @@ async def _serve(
     bound: list[socket.socket],
     workers: dict[str, socket.socket],
     admin_socket: socket.socket | None,
+    notifier: Notifier,
 ) -> None:
     server = Server(settings, plane, bound, workers)
     status = Status(server, source)
@@ -162,7 +166,10 @@ async def _serve(
     serving = asyncio.current_task()
     assert serving is not None
 
-    _listen_to_signals(stop, serving)
+    def ending() -> None:
+        notifier.stopping(max(pool.config.timeouts.drain for pool in server.pools) + _LAST_WORDS)
+
+    _listen_to_signals(stop, serving, ending)
     # Its default action would end the process.
     loop.add_signal_handler(signal.SIGHUP, _log.warning, "SIGHUP: this version cannot reload; restart it")
     try:
@@ -181,7 +188,10 @@ async def _serve(
                 )
             if admin_socket is not None:
                 _log.info("admin: http://%s:%d", *admin_socket.getsockname()[:2])
+            notifier.ready()
+            telling = tasks.create_task(notifier.keep_telling(status.summary), name="notify")
             await main
+            telling.cancel()
     except asyncio.CancelledError:
         if not stop.is_set() and serving.cancelling() == 0:
             raise
@@ -194,10 +204,12 @@ async def _serve(
     _log.info("stopped")
 
 
-def _listen_to_signals(stop: asyncio.Event, serving: asyncio.Task[None]) -> None:
+def _listen_to_signals(stop: asyncio.Event, serving: asyncio.Task[None], ending: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
 
     def on_signal(number: signal.Signals) -> None:
+        if not stop.is_set():
+            ending()
         if stop.is_set() or number is signal.SIGINT:
             if not serving.cancelling():  # again, it would cut the orderly end short
                 _log.info("%s: closing at once", number.name)

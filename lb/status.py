@@ -130,6 +130,13 @@ class Status:
         serving = sum(1 for other in pool.backends if other.effective_weight)
         return OneBackendStatus(**self._backend(pool, backend), pool=backend.pool, serving=serving)
 
+    def summary(self) -> str:
+        """The state in a line, for a service manager."""
+        backends = [backend for pool in self._server.pools for backend in pool.backends]
+        up = sum(backend.health is Health.UP for backend in backends)
+        clients = sum(len(listening.clients) for listening in self._server.listenings)
+        return f"{self._state()}: clients: {clients}, backends up: {up} of {len(backends)}"
+
     def snapshot(self) -> ServerStatus:
         """The state right now."""
         server = self._server
@@ -139,7 +146,7 @@ class Status:
             kernel=os.uname().release,
             configuration=str(self._source),
             uptime_seconds=round(time.monotonic() - self._since, 3),
-            state="draining" if server.draining else "serving" if server.started.is_set() else "starting",
+            state=self._state(),
             ready=not obstacles,
             not_ready_because=obstacles,
             sockets=server.plane.slots.in_use,
@@ -151,6 +158,11 @@ class Status:
             ],
             pools=[self._pool(pool) for pool in server.pools],
         )
+
+    def _state(self) -> str:
+        if self._server.draining:
+            return "draining"
+        return "serving" if self._server.started.is_set() else "starting"
 
     def _listener(self, address: str, listening: Listening) -> ListenerStatus:
         return ListenerStatus(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.containers import Podman
 from tests.e2e.lab import Lab
 
 
@@ -31,3 +32,15 @@ def need(*programs: str) -> None:
 @pytest.fixture(name="need", scope="session")
 def _need() -> Callable[..., None]:
     return need
+
+
+@pytest.fixture(scope="session")
+def podman() -> Iterator[Podman]:
+    """The image of deploy/Dockerfile; the first test that wants it waits for it."""
+    need("podman", "runc", "debootstrap")
+    podman = Podman()
+    try:
+        podman.build()
+        yield podman
+    finally:
+        podman.close()

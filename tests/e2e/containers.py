@@ -25,7 +25,7 @@ _CACHE = Path("/var/cache/sockmap-lb")
 _SUITE = "bookworm"
 _BASE = f"localhost/debian:{_SUITE}"
 # What hard limits of the machine allow: podman asks for more by default.
-_LIMITS = ("--ulimit=nofile=20000:20000", "--ulimit=nproc=10000:10000")
+LIMITS = ("--ulimit=nofile=20000:20000", "--ulimit=nproc=10000:10000")
 _DRIVER = "overlay" if "\toverlay\n" in Path("/proc/filesystems").read_text(encoding="ascii") else "vfs"
 _BUILD_LIMIT = 600.0  # seconds, on a busy machine with slow mirrors
 # Wheels for the image's Python, whatever runs the tests.
@@ -81,7 +81,7 @@ class Podman:
                 "--only-binary=:all:",
             )
             _do(*pip, *_TARGET, *needed)
-            build = ("build", "--format=docker", "--layers=false", "--network=host", *_LIMITS)
+            build = ("build", "--format=docker", "--layers=false", "--network=host", *LIMITS)
             sources = (
                 f"--volume={wheels}:/wheels:ro",
                 "--build-arg=PIP_NO_INDEX=1",
@@ -126,7 +126,7 @@ class Container:
             "--rm",
             f"--name={self.name}",
             f"--network=ns:/run/netns/{network}",
-            *_LIMITS,
+            *LIMITS,
             "--read-only",
             "--read-only-tmpfs=false",
             "--cap-drop=ALL",

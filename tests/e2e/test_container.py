@@ -2,7 +2,6 @@
 
 import json
 import pwd
-from collections.abc import Callable, Iterator
 from signal import Signals
 
 import pytest
@@ -16,17 +15,6 @@ from tests.e2e.processes import Done, run
 
 ADMIN = {"admin": {"address": "127.0.0.1:9901"}}
 NOBODY_THERE = ("127.0.0.1", 1)
-
-
-@pytest.fixture(name="podman", scope="module")
-def _podman(need: Callable[..., None]) -> Iterator[Podman]:
-    need("podman", "runc", "debootstrap")
-    podman = Podman()
-    try:
-        podman.build()
-        yield podman
-    finally:
-        podman.close()
 
 
 # The first test waits for the image.

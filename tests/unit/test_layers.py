@@ -25,7 +25,7 @@ LAYERS = (
     ("lb.status",),
     ("lb.metrics", "lb.privileges"),
     ("lb.admin",),
-    ("lb.app", "lb.logs", "lb.demo"),
+    ("lb.app", "lb.logs", "lb.notify", "lb.demo"),
     ("lb.cli",),
     ("lb.__main__",),
 )
