@@ -81,6 +81,13 @@ def pytest_timeout_cancel_timer() -> bool:
     return True
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Spare the collection after each test the walk over what the imports made, which live to the end."""
+    gc.collect()
+    gc.freeze()
+
+
 def _open_fds() -> set[tuple[int, str]]:
     """Return number and target of every open descriptor, less the one that reads the list."""
     fds = set()

@@ -83,15 +83,15 @@ def _mappings(tree: Any) -> Iterator[dict[str, Any]]:
 
 
 TREE = yaml.safe_load(EVERY_KEY.read_text(encoding="utf-8"))
-COUNT = sum(1 for _ in _mappings(TREE))
 
 
-@pytest.mark.parametrize("number", range(COUNT))
-def test_unknown_keys_are_refused_in_every_mapping(number: int) -> None:
+def test_unknown_keys_are_refused_in_every_mapping() -> None:
     tree = copy.deepcopy(TREE)
-    list(_mappings(tree))[number]["no_such_key"] = 1
-
-    assert not Draft202012Validator(WHOLE).is_valid(tree)
+    for mapping in _mappings(tree):
+        mapping["no_such_key"] = 1
+        assert not Draft202012Validator(WHOLE).is_valid(tree), mapping
+        del mapping["no_such_key"]
+    assert Draft202012Validator(WHOLE).is_valid(tree)
 
 
 @pytest.mark.parametrize(
