@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from lb.config import parse
 from lb.framing import Framing
 from lb.status import ServerStatus
+from tests import metrics_document
 from tests.e2e.client import Client
 from tests.e2e.namespaces import Endpoint, Namespace
 from tests.e2e.polling import PATIENCE, eventually, eventually_equal
@@ -107,6 +108,11 @@ class Metrics:
         self.samples = [
             sample for family in text_string_to_metric_families(text) for sample in family.samples
         ]
+        for sample in self.samples:  # of every test: what happens is in docs/METRICS.md
+            if sample.name.startswith(PREFIX) and "reason" in sample.labels:
+                assert metrics_document.has_reason(
+                    sample.name.removeprefix(PREFIX), sample.labels["reason"]
+                ), f"add a row to docs/METRICS.md: {sample}"
 
     def value(self, name: str, **labels: str) -> float:
         """The sum over the samples of this name that have these labels; 0 if there is none."""

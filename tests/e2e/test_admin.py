@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests import metrics_document
 from tests.e2e.balancer import PREFIX, Metrics, configuration
 from tests.e2e.lab import Lab
 from tests.e2e.messages import message
@@ -119,6 +120,17 @@ def test_before_anything_has_happened(lab: Lab, need: Callable[..., None]) -> No
     assert metrics.by("path", "datapath_messages_total") == {"kernel": 0, "userspace": 0}
     families = set(re.findall(rf"^# TYPE {PREFIX}(\S+) ", metrics.text, re.MULTILINE))
     assert families >= {name for name in METRICS if "duration" not in name} | {"message_duration_seconds"}
+
+
+def test_the_document_has_what_a_scrape_has(lab: Lab) -> None:
+    """Also the types: docs/METRICS.md is what dashboards and alarms are written from."""
+    balancer = lab.balancer(lab.tree([lab.backend(), ("127.0.0.1", lab.here.reserve("127.0.0.1"))]))
+    eventually(lambda: balancer.metrics().value("backend_connect_failures_total") > 0)
+    metrics = balancer.metrics()
+    kinds = dict(re.findall(rf"^# TYPE {PREFIX}(\S+) (\S+)", metrics.text, re.MULTILINE))
+
+    assert labels(metrics) == metrics_document.labels()
+    assert kinds == {family.name: family.kind for family in metrics_document.families()}
 
 
 def test_durations(lab: Lab) -> None:
