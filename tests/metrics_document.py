@@ -44,7 +44,7 @@ def labels() -> dict[str, set[str]]:
 
 def has_reason(name: str, reason: str) -> bool:
     """Whether a metric may have this reason."""
-    if name == "backend_connect_failures_total" and re.fullmatch(r"e[a-z0-9]+", reason):
+    if name.startswith("backend_") and re.fullmatch(r"e[a-z0-9]+", reason):
         return True  # the name of an errno
     return reason in reasons().get(name, ())
 
