@@ -70,6 +70,7 @@ static __always_inline void lb_loop(__u32 n, long (*step)(__u32, void *), void *
 #include "lb_shared.h"
 #include "lb_rate.h"
 #include "lb_refuse.h"
+#include "lb_sample.h"
 #include "lb_transfer.h"
 
 /* Whether a client lets its responses wait. A global function: the verifier looks at it once. */
@@ -550,6 +551,7 @@ int lb_verdict(struct __sk_buff *skb)
 	if (slot->role == LB_ROLE_CLIENT) {
 		if (started)
 			lb_finish_request(skb, slot, number, framing, &position);
+		slot->sample = lb_tapped() ? lb_sample(skb, number, position.offset) : 0;
 		verdict = lb_request(skb, slot, number, &position);
 	} else if (slot->role == LB_ROLE_SHARED) {
 		verdict = lb_shared_response(skb, slot, number, &position);

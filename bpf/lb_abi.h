@@ -32,6 +32,8 @@ enum lb_limit {
 	LB_TABLE = 65521, /* places of a hashed pool: a prime, and its numbers fit 16 bits */
 	LB_MAX_TABLE = 1 << 16,
 	LB_MAX_EDITS = 4, /* bytes of a request that its refusal changes */
+	LB_MAX_TAPS = 4, /* that are open at once: the verdict looks at each */
+	LB_SAMPLE = 64, /* leading bytes of a message that its sample shows */
 };
 
 enum lb_role {
@@ -244,7 +246,8 @@ struct lb_slot {
 	__u32 rate; /* client, written before insertion: its listener's; 0: none */
 	__u32 address_rate; /* the same: its address's */
 	__u32 routed; /* the same: where a message goes depends on what it says (lb_routing) */
-	__u32 pad2[2];
+	__u32 listener; /* client, written before insertion: whose taps see its messages; 0: none */
+	__u32 sample; /* within the verdict: number of the first message's sample; 0: it has none */
 
 	/* the slot as a destination: any program */
 	__u64 redirected_bytes;
@@ -278,6 +281,7 @@ struct lb_route {
  */
 struct lb_marks {
 	__u64 times[LB_MARKS];
+	__u64 sampled; /* (tag << 32 | number of its sample), 0: none */
 };
 
 /* Requests that are outstanding, where ids tell them apart. */
@@ -289,7 +293,7 @@ struct lb_inflight_key {
 
 struct lb_inflight {
 	__u32 time; /* microseconds */
-	__u32 pad;
+	__u32 sample; /* its number; 0: it has none */
 };
 
 /* The start of an outstanding request, by the same key. */
@@ -319,6 +323,8 @@ struct lb_flight {
 	__u32 client_generation;
 	__u64 given_up; /* user space: id + 1 of the request that was given up; its response is late
 			 */
+	__u32 sample; /* its number; 0: it has none */
+	__u32 pad;
 };
 
 struct lb_conn {
@@ -373,6 +379,64 @@ struct lb_routing {
 	__u64 bound_mask; /* ... and what another one must have in common to mean the same */
 };
 
+/* What somebody sees of a listener's messages (lb_tap.h). */
+struct lb_tap {
+	/* user space */
+	__u32 listener; /* 0: closed */
+	__u32 life; /* of the place: tells its samples from those of who had it before */
+	__u64 interval; /* nanoseconds for a sample */
+	__u64 burst; /* nanoseconds for all that may come at once */
+	/* any program */
+	__u64 full; /* as in lb_rate */
+	__u64 lost; /* samples for which there was no room */
+	__u64 pad[3];
+};
+
+struct lb_taps {
+	__u32 open; /* user space: how many are. All that programs read while none is */
+	__u32 pad0;
+	__u64 pad1[7];
+	__u64 samples; /* any program: that were numbered */
+	__u64 pad2[7];
+	struct lb_tap taps[LB_MAX_TAPS];
+};
+
+enum lb_record_kind {
+	LB_RECORD_SAMPLE,
+	LB_RECORD_ANSWER,
+};
+
+/* What lb_samples carries to user space: an answer is no more than this. */
+struct lb_record {
+	enum lb_record_kind kind;
+	__u32 number; /* of the sample; not 0 */
+	__u64 time; /* bpf_ktime_get_ns() */
+};
+
+/* What becomes of a message that was sampled. */
+enum lb_fate {
+	LB_FATE_AWAITED, /* it went; when its response comes there is an answer */
+	LB_FATE_UNTIMED, /* it went; its response will not be recognized */
+	LB_FATE_QUIET, /* it went, and gets no response */
+	LB_FATE_DENIED, /* it did not go */
+};
+
+struct lb_sample {
+	struct lb_record record;
+	__u32 tap;
+	__u32 life;
+	enum lb_fate fate;
+	__u32 backend; /* unless it was denied */
+	__u32 length; /* of the message */
+	__u32 batch; /* messages that travel together, of which this is the first */
+	__u32 port; /* of the client */
+	__u32 family; /* of its address: AF_INET, AF_INET6 */
+	__u32 address[4]; /* network byte order */
+	__u32 shown; /* bytes */
+	__u32 pad;
+	__u8 bytes[LB_SAMPLE];
+};
+
 _Static_assert(sizeof(struct lb_field) == 32, "lb_field");
 _Static_assert(sizeof(struct lb_edit) == 8, "lb_edit");
 _Static_assert(sizeof(struct lb_framing) == 32 + 9 * 32, "lb_framing");
@@ -382,12 +446,16 @@ _Static_assert(sizeof(struct lb_slot) == 64 + 192 + 128, "lb_slot");
 _Static_assert(__builtin_offsetof(struct lb_slot, consumed_bytes) == 64, "own line");
 _Static_assert(__builtin_offsetof(struct lb_slot, redirected_bytes) == 256, "own line");
 _Static_assert(sizeof(struct lb_route) == 512, "lb_route");
-_Static_assert(sizeof(struct lb_marks) == 256, "lb_marks");
+_Static_assert(sizeof(struct lb_marks) == 264, "lb_marks");
 _Static_assert(sizeof(struct lb_inflight_key) == 16, "lb_inflight_key");
 _Static_assert(sizeof(struct lb_head) == 8 + LB_MAX_HEAD, "lb_head");
 _Static_assert(sizeof(struct lb_post) == 16, "lb_post");
-_Static_assert(sizeof(struct lb_flight) == 40, "lb_flight");
+_Static_assert(sizeof(struct lb_flight) == 48, "lb_flight");
 _Static_assert(sizeof(struct lb_table) == 128 + LB_MAX_TABLE, "lb_table");
 _Static_assert(sizeof(struct lb_routing) == 32, "lb_routing");
+_Static_assert(sizeof(struct lb_tap) == 64, "lb_tap");
+_Static_assert(sizeof(struct lb_taps) == 128 + 64 * LB_MAX_TAPS, "lb_taps");
+_Static_assert(sizeof(struct lb_sample) == 72 + LB_SAMPLE, "lb_sample");
+_Static_assert(sizeof(struct lb_record) == 16, "lb_record");
 
 #endif

@@ -24,6 +24,7 @@
 #include "lb_maps.h"
 #include "lb_marks.h"
 #include "lb_slot.h"
+#include "lb_tap.h"
 
 static const volatile struct lb_head lb_no_head;
 
@@ -97,7 +98,7 @@ static __always_inline int lb_awaited(struct lb_measuring *m, __u64 id)
 	struct lb_inflight_key key = { .slot = m->slot, .generation = m->generation, .id = id };
 	struct lb_inflight *entry;
 	struct lb_slot *upstream;
-	__u32 time;
+	__u32 time, sample;
 
 	if (m->shared)
 		return lb_expected(m, id);
@@ -110,11 +111,14 @@ static __always_inline int lb_awaited(struct lb_measuring *m, __u64 id)
 		return 1;
 	}
 	time = entry->time;
+	sample = entry->sample;
 	if (bpf_map_delete_elem(&lb_inflight, &key))
 		return 0;
 	if (m->framing->flags & LB_KEEP_HEADS)
 		lb_drop_head(key.slot, key.generation, id);
 	lb_took(m->backend, m->now - time);
+	if (sample)
+		lb_answered(sample);
 	return 1;
 }
 

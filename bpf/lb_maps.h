@@ -169,6 +169,20 @@ struct {
 	__type(value, struct lb_routing);
 } lb_routing SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lb_taps);
+} lb_taps SEC(".maps");
+
+/* Bytes: a power of two, and whole pages of any machine. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 256 * 1024);
+} lb_samples SEC(".maps");
+
 /*
  * Not read by any program. User space puts lb_grace_inner into lb_grace to wait
  * until every program that runs at that moment has ended: bpf(2) returns from an

@@ -10,6 +10,7 @@
 #include "lb_count.h"
 #include "lb_histogram.h"
 #include "lb_maps.h"
+#include "lb_tap.h"
 
 static __always_inline __u32 lb_now(void)
 {
@@ -82,6 +83,7 @@ static __always_inline void lb_measured(__u32 upstream, __u32 backend, __u32 fir
 		return;
 	marking.times = marks->times;
 	bpf_loop(responses, lb_measured_step, &marking, 0);
+	lb_answered_by_order(marks, first, responses);
 }
 
 #endif

@@ -16,6 +16,7 @@
 #include "lb_loop.h"
 #include "lb_maps.h"
 #include "lb_marks.h"
+#include "lb_tap.h"
 
 enum {
 	LB_PULL = 16384, /* bytes that are copied without a thought */
@@ -39,6 +40,7 @@ struct lb_exchange {
 	__u32 answers; /* responses that a client waits for */
 	__u32 late; /* responses to requests that were given up */
 	__u32 failed;
+	__u32 sample; /* of the next request, see lb_slot */
 };
 
 /* Finds the id of the message in the window; nonzero if it has none. */
@@ -111,6 +113,8 @@ static long lb_exchange_request_step(__u32 __attribute__((unused)) i, void *cont
 	taking.flight->client = x->client;
 	taking.flight->client_generation = x->client_generation;
 	taking.flight->time = x->now;
+	taking.flight->sample = x->sample;
+	x->sample = 0;
 	if (framing->flags & LB_KEEP_HEADS)
 		lb_keep_head(&noting, taking.id, x->offset, length);
 	if (lb_put_id(x, taking.id)) {
@@ -151,6 +155,8 @@ static long lb_exchange_response_step(__u32 __attribute__((unused)) i, void *con
 		x->client_generation = flight->client_generation;
 		x->answers++;
 		lb_took(x->upstream->backend, x->now - flight->time);
+		if (flight->sample)
+			lb_answered(flight->sample);
 	}
 	if (framing->flags & LB_KEEP_HEADS)
 		lb_drop_head(x->number, x->upstream->generation, id);
@@ -200,6 +206,7 @@ __noinline int lb_exchange_requests(struct __sk_buff *skb, __u32 number, __u32 o
 	if (!client || !lb_prepare(&x, client, client->target, client->batched))
 		return 1;
 	x.client_generation = client->generation;
+	x.sample = client->sample;
 	bpf_loop(LB_MAX_BATCH, lb_exchange_request_step, &x, 0);
 	return x.failed;
 }

@@ -29,6 +29,8 @@ TABLE = 65521
 MAX_TABLE = 1 << 16
 MAX_EDITS = 4
 LOAD_UNIT = 1024
+MAX_TAPS = 4
+SAMPLE = 64
 
 
 class Role(enum.IntEnum):
@@ -276,7 +278,8 @@ class Slot(ctypes.Structure):
         ("rate", U32),
         ("address_rate", U32),
         ("routed", U32),
-        ("pad2", U32 * 2),
+        ("listener", U32),
+        ("sample", U32),
         ("redirected_bytes", U64),
         ("base", U64),
         ("sent", U64),
@@ -308,6 +311,7 @@ class Slot(ctypes.Structure):
     rate: int
     address_rate: int
     routed: int
+    listener: int
     consumed_bytes: int
     passed_messages: int
     paused: int
@@ -347,7 +351,7 @@ class Route(ctypes.Structure):
 class Marks(ctypes.Structure):
     """When outstanding requests left; programs only, mirrored for its size."""
 
-    _fields_ = (("times", U64 * MARKS),)
+    _fields_ = (("times", U64 * MARKS), ("sampled", U64))
 
 
 class InflightKey(ctypes.Structure):
@@ -362,7 +366,7 @@ class InflightKey(ctypes.Structure):
 class Inflight(ctypes.Structure):
     """Since when a request is outstanding, in microseconds."""
 
-    _fields_ = (("time", U32), ("pad", U32))
+    _fields_ = (("time", U32), ("sample", U32))
 
 
 class Head(ctypes.Structure):
@@ -383,6 +387,8 @@ class Flight(ctypes.Structure):
         ("client", U32),
         ("client_generation", U32),
         ("given_up", U64),
+        ("sample", U32),
+        ("pad", U32),
     )
     state: int
     time: int
@@ -463,6 +469,99 @@ class Routing(ctypes.Structure):
     bound_mask: int
 
 
+class RecordKind(enum.IntEnum):
+    """What ``lb_samples`` carries."""
+
+    SAMPLE = 0
+    ANSWER = 1
+
+
+class Fate(enum.IntEnum):
+    """What becomes of a message that was sampled."""
+
+    AWAITED = 0
+    UNTIMED = 1
+    QUIET = 2
+    DENIED = 3
+
+
+class Tap(ctypes.Structure):
+    """What somebody sees of a listener's messages; times in nanoseconds."""
+
+    _fields_ = (
+        ("listener", U32),
+        ("life", U32),
+        ("interval", U64),
+        ("burst", U64),
+        ("full", U64),
+        ("lost", U64),
+        ("pad", U64 * 3),
+    )
+    listener: int
+    life: int
+    interval: int
+    burst: int
+    full: int
+    lost: int
+
+
+class Taps(ctypes.Structure):
+    """All taps."""
+
+    _fields_ = (
+        ("open", U32),
+        ("pad0", U32),
+        ("pad1", U64 * 7),
+        ("samples", U64),
+        ("pad2", U64 * 7),
+        ("taps", Tap * MAX_TAPS),
+    )
+    open: int
+    samples: int
+    taps: "ctypes.Array[Tap]"
+
+
+class Record(ctypes.Structure):
+    """The head of what ``lb_samples`` carries; an answer is no more than this."""
+
+    _fields_ = (("kind", U32), ("number", U32), ("time", U64))
+    kind: int
+    number: int
+    time: int
+
+
+class Sample(ctypes.Structure):
+    """A record of a message that was sampled."""
+
+    _fields_ = (
+        ("record", Record),
+        ("tap", U32),
+        ("life", U32),
+        ("fate", U32),
+        ("backend", U32),
+        ("length", U32),
+        ("batch", U32),
+        ("port", U32),
+        ("family", U32),
+        ("address", U32 * 4),
+        ("shown", U32),
+        ("pad", U32),
+        ("bytes", U8 * SAMPLE),
+    )
+    record: Record
+    tap: int
+    life: int
+    fate: int
+    backend: int
+    length: int
+    batch: int
+    port: int
+    family: int
+    address: "ctypes.Array[ctypes.c_uint32]"
+    shown: int
+    bytes: "ctypes.Array[ctypes.c_uint8]"
+
+
 STRUCTS: dict[str, type[ctypes.Structure]] = {
     "lb_field": Field,
     "lb_edit": Edit,
@@ -486,6 +585,10 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "lb_hash": Hash,
     "lb_table": Table,
     "lb_routing": Routing,
+    "lb_tap": Tap,
+    "lb_taps": Taps,
+    "lb_record": Record,
+    "lb_sample": Sample,
 }
 
 # With what the names in C have before them.
@@ -497,6 +600,8 @@ ENUMS: dict[str, tuple[type[enum.IntEnum | enum.IntFlag], str]] = {
     "lb_balance": (Balance, "LB_"),
     "lb_key": (Key, "LB_KEY_"),
     "lb_flight_state": (FlightState, "LB_FLIGHT_"),
+    "lb_record_kind": (RecordKind, "LB_RECORD_"),
+    "lb_fate": (Fate, "LB_FATE_"),
     "lb_framing_flag": (FramingFlag, "LB_"),
     "lb_counter": (Counter, "LB_"),
 }

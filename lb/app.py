@@ -160,7 +160,7 @@ async def _serve(
 ) -> None:
     server = Server(settings, plane, bound, workers)
     status = Status(server, source)
-    admin = Admin(Metrics(server), status)
+    admin = Admin(Metrics(server), status, server.tapping)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     serving = asyncio.current_task()

@@ -6,14 +6,16 @@ from aiohttp import web
 
 from lb.admin import guard
 from lb.admin.commands import Commands
+from lb.admin.tap import TapPage
 from lb.metrics import CONTENT_TYPE, Metrics
+from lb.server import Tapping
 from lb.status import Status
 
 
 class Admin:
     """Serves HTTP on a bound socket."""
 
-    def __init__(self, metrics: Metrics, status: Status) -> None:
+    def __init__(self, metrics: Metrics, status: Status, tapping: Tapping) -> None:
         self._metrics = metrics
         self._status = status
         application = web.Application(middlewares=[guard.changes])
@@ -22,7 +24,9 @@ class Admin:
         application.router.add_get("/readyz", self._get_readyz)
         application.router.add_get("/status", self._get_status)
         Commands(status).add_to(application.router)
-        self._runner = web.AppRunner(application, access_log=None)
+        TapPage(tapping).add_to(application.router)
+        # A tap whose viewer has left, with nothing to see, would learn of it by nothing else.
+        self._runner = web.AppRunner(application, access_log=None, handler_cancellation=True)
 
     async def start(self, sock: socket.socket) -> None:
         """Starts to listen. The socket stays the caller's."""

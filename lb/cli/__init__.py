@@ -90,6 +90,15 @@ def _parser() -> argparse.ArgumentParser:
                 help="until its connections have ended; else exit 1",
             )
 
+    tap = commands.add_parser("tap", help="show some of a listener's messages as they go")
+    tap.add_argument("listener", metavar="LISTENER")
+    tap.add_argument("--rate", type=int, default=100, metavar="N", help="at most N a second (default: 100)")
+    tap.add_argument("--count", type=int, metavar="N", help="end after N messages")
+    tap.add_argument("--bytes", type=int, default=16, metavar="N", help="of each, up to 64 (default: 16)")
+    _add_admin(tap)
+    tap.add_argument("--json", action="store_true", help="for machines: a line of JSON each")
+    tap.set_defaults(module="tap")
+
     # Not listed: what the demonstration and the compose file are made of.
     backend = commands.add_parser("demo-backend")
     backend.add_argument("--name", required=True)

@@ -34,12 +34,17 @@ def ask(admin: str, path: str, *, method: str = "GET", body: object = None) -> A
             connection.close()
         said = json.loads(text)
     except OSError as error:
-        raise RemoteError(
-            f"nobody answers at {admin}: {error.strerror or error};"
-            " give the admin.address of the configuration with --admin"
-        ) from error
+        raise nobody(admin, error) from error
     except (http.client.HTTPException, ValueError) as error:
         raise RemoteError(f"what answers at {admin} is not sockmap-lb") from error
     if code >= http.client.BAD_REQUEST:
         raise RemoteError(said["error"] if isinstance(said, dict) and "error" in said else f"HTTP {code}")
     return said
+
+
+def nobody(admin: str, error: OSError) -> RemoteError:
+    """What to say when there is no connection."""
+    return RemoteError(
+        f"nobody answers at {admin}: {error.strerror or error};"
+        " give the admin.address of the configuration with --admin"
+    )

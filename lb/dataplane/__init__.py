@@ -7,19 +7,24 @@ from lb.dataplane.loader import Sizes, load
 from lb.dataplane.mapped import MappedSocket
 from lb.dataplane.plane import DataPlane, PeerGoneError, Policy
 from lb.dataplane.post import PostChannel
+from lb.dataplane.taps import Answer, NoTapError, Sample, Taps
 
 __all__ = [
     "NO_MEMORY",
+    "Answer",
     "DataPlane",
     "Durations",
     "Flight",
     "FlightTable",
     "MachineError",
     "MappedSocket",
+    "NoTapError",
     "PeerGoneError",
     "Policy",
     "PostChannel",
+    "Sample",
     "Sizes",
+    "Taps",
     "Traffic",
     "bucket_limit",
     "load",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lb import abi
 from lb.slots import SlotRef
 
-_FLIGHT = struct.Struct("=IIQQIIQ")
+_FLIGHT = struct.Struct("=IIQQIIQ8x")
 _FEWEST = 64
 assert _FLIGHT.size == abi.FLIGHT_SIZE
 

@@ -38,6 +38,7 @@ from lb.dataplane.hashing import Hashing
 from lb.dataplane.mapped import MappedSocket
 from lb.dataplane.post import PostChannel
 from lb.dataplane.rates import Rates
+from lb.dataplane.taps import Taps
 from lb.framing import Framing, Ordering
 from lb.libbpf import ArrayMap, ArrayOfMaps, HashMap, Object, SockMap
 from lb.routing import key_hash
@@ -63,6 +64,7 @@ class Policy:
     traffic: int = 0  # the client's part of the row of the traffic counters
     rate: int = 0  # of a client: number of the listener's rate, 0 for none
     routed: bool = False  # where a client's message goes depends on what it says
+    listener: int = 0  # of a client: whose taps see its messages, 0 for none's
 
 
 def _check_stands(slot: abi.Slot) -> None:
@@ -104,6 +106,7 @@ class DataPlane:
         self.counters = Counters(loaded)
         self.rates = Rates(loaded)
         self.hashing = Hashing(loaded)
+        self.taps = Taps(loaded)
         self.canary = Canary(self)
         self.post = PostChannel(self, max_message)
 
@@ -111,6 +114,7 @@ class DataPlane:
         """Gives the maps back; sockets that are still mapped must have been removed before."""
         self.post.close()
         self.canary.close()
+        self.taps.close()
         self._object.close()
 
     def wait_for_programs(self) -> None:
@@ -236,6 +240,7 @@ class DataPlane:
         slot.route = ref.number if policy.route is None else policy.route
         slot.traffic = policy.traffic
         slot.rate = policy.rate
+        slot.listener = policy.listener
         slot.address_rate = address_rate
         if policy.routed:
             slot.routed = 1

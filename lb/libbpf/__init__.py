@@ -12,6 +12,7 @@ from lb.libbpf.linux import (
 from lb.libbpf.maps import ArrayMap, ArrayOfMaps, HashMap, Map, MapType, PerCpuArray, SockMap, UpdateFlag
 from lb.libbpf.object import LoadError, Object, OpenObject
 from lb.libbpf.program import AttachType, Program
+from lb.libbpf.ring import RingReader
 
 __all__ = [
     "ArrayMap",
@@ -29,6 +30,7 @@ __all__ = [
     "OpenObject",
     "PerCpuArray",
     "Program",
+    "RingReader",
     "SockMap",
     "StructLayout",
     "UpdateFlag",

@@ -58,6 +58,14 @@ class OpenOpts(ctypes.Structure):
     _fields_ = (("sz", c_size_t), ("object_name", c_char_p))
 
 
+class BpfRing(ctypes.Structure):
+    """``struct ring_buffer``, opaque."""
+
+
+class RingOpts(ctypes.Structure):
+    """``struct ring_buffer_opts``, never given: NULL stands for the defaults."""
+
+
 class BpfMapBatchOpts(ctypes.Structure):
     """``struct bpf_map_batch_opts``, never given: NULL stands for the defaults."""
 
@@ -78,14 +86,18 @@ class CapData(ctypes.Structure):
 ObjectPointer: TypeAlias = "ctypes._Pointer[BpfObject]"
 MapPointer: TypeAlias = "ctypes._Pointer[BpfMap]"
 ProgramPointer: TypeAlias = "ctypes._Pointer[BpfProgram]"
+RingPointer: TypeAlias = "ctypes._Pointer[BpfRing]"
 
 _OBJECT = ctypes.POINTER(BpfObject)
 _MAP = ctypes.POINTER(BpfMap)
 _PROGRAM = ctypes.POINTER(BpfProgram)
 _BTF = ctypes.POINTER(BtfHandle)
+_RING = ctypes.POINTER(BpfRing)
 
 # Where a va_list is an array (x86) or a struct above 16 bytes (Arm), the ABI passes its address.
 PrintFn = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
+# context, data, size; negative ends the reading
+RecordFn = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 
 
 class Prototype(NamedTuple):
@@ -146,6 +158,10 @@ LIBBPF: Final = (
     ),
     Prototype("bpf_prog_attach", c_int, (c_int, c_int, c_int, c_uint), _NEG),
     Prototype("bpf_prog_detach2", c_int, (c_int, c_int, c_int), _NEG),
+    Prototype("ring_buffer__new", _RING, (c_int, RecordFn, c_void_p, ctypes.POINTER(RingOpts)), _NULL),
+    Prototype("ring_buffer__epoll_fd", c_int, (_RING,), _NEG),
+    Prototype("ring_buffer__consume", c_int, (_RING,), _NEG),
+    Prototype("ring_buffer__free", None, (_RING,), _NONE),
     Prototype("btf__raw_data", c_void_p, (_BTF, ctypes.POINTER(c_uint32)), _NULL),
 )
 

@@ -20,6 +20,7 @@ from lb.server.poller import Poller
 from lb.server.poster import Poster
 from lb.server.quiescence import Quiescence
 from lb.server.rates import Buckets
+from lb.server.tapping import Tapping
 from lb.server.waiting import until
 from lb.server.weights import Weights
 from lb.server.workers import Workers
@@ -54,6 +55,7 @@ class Server:
         self.listenings: list[Listening] = []
         self.listeners: list[Listener] = []
         self.losses = Losses()
+        self.tapping = Tapping(plane.taps, self)
         self.draining = False
         self.started = asyncio.Event()
         self._settings = settings
@@ -147,6 +149,7 @@ class Server:
                 for task in serving:
                     task.cancel()
         finally:
+            self.tapping.close()
             self._close_doors()
             for client in self._clients():
                 client.fail("shutdown")
@@ -208,6 +211,7 @@ class Server:
                     traffic=rows[0] if shared else 0,
                     rate=services.buckets.new(listener.limits.rate) if listener.limits.rate else 0,
                     routed=pool.config.hash is not None,
+                    listener=self.plane.taps.new_listener(),
                 ),
                 services=services,
                 traffic=dict(zip(pool.rows, rows, strict=True)),

@@ -120,6 +120,8 @@ def test_the_limits_are_those_of_the_header() -> None:
         "TABLE": abi.TABLE,
         "MAX_TABLE": abi.MAX_TABLE,
         "MAX_EDITS": abi.MAX_EDITS,
+        "MAX_TAPS": abi.MAX_TAPS,
+        "SAMPLE": abi.SAMPLE,
     }
     assert abi.MAX_WINDOW == framing.MAX_WINDOW
     assert (abi.MAX_KEY, abi.TABLE) == (routing.MAX_KEY, maglev.PLACES)
