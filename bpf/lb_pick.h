@@ -17,6 +17,7 @@ enum lb_turn {
 struct lb_picking {
 	struct lb_route *route;
 	struct lb_turns *turns;
+	__u64 floor; /* of the pool */
 	__u64 best_score, best_time;
 	__u64 weights; /* of the candidates so far */
 	__u32 balance;
@@ -63,6 +64,11 @@ static long lb_pick_step(__u32 i, void *context)
 		p->last = number + 1;
 	}
 	time = p->turns->times[number & (LB_MAX_BACKENDS - 1)];
+	/* No batch brings it so far ahead: the number was another backend's, of another pool. */
+	if (time > p->floor + 2 * LB_MAX_BATCH * (__u64)backend->stride) {
+		time = p->floor;
+		p->turns->times[number & (LB_MAX_BACKENDS - 1)] = time;
+	}
 	if (p->balance == LB_RANDOM) {
 		/* Each candidate replaces the earlier ones with its share. */
 		p->weights += backend->weight;
@@ -112,6 +118,7 @@ __noinline int lb_pick(__u32 number, __u32 excluded)
 	picking.turns = bpf_map_lookup_elem(&lb_turns, &zero);
 	if (!pool || !picking.route || !picking.turns)
 		return -1;
+	picking.floor = picking.turns->floor[client->pool & (LB_MAX_POOLS - 1)];
 	picking.balance = pool->balance;
 	picking.shared = route != number;
 	bpf_loop(LB_MAX_UPSTREAMS, lb_pick_step, &picking, 0);

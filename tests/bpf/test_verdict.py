@@ -234,6 +234,20 @@ def test_round_robin_starves_nobody_by_long_runs(rig: Rig) -> None:
     assert [backend.requests for backend in backends] == [900] * 4
 
 
+def test_round_robin_forgets_the_turns_that_another_pool_counted_for_a_number(rig: Rig) -> None:
+    """Numbers of backends are reused, and what a pool has counted is far ahead of a younger pool."""
+    used, fresh = rig.backend(), rig.backend()
+    before = rig.client(rig.policy(PREFIXED, batch=1), used)
+    client = rig.client(rig.policy(PREFIXED, batch=1), used, fresh)
+    with one_cpu():
+        for _ in range(10):
+            before.far.sendall(prefixed(range(100)))
+            expect(before.upstreams[0].far, prefixed(range(100)))
+        client.far.sendall(prefixed(range(100)))
+        until_equal(lambda: used.requests + fresh.requests, 1100)
+    assert 45 <= used.requests - 1000 <= 55
+
+
 def test_a_backend_that_comes_late_gets_a_lead_and_not_everything(rig: Rig) -> None:
     """Its lead is LB_LAG, 64 messages at weight 1; then the turns alternate."""
     old, new = rig.backend(), rig.backend()
