@@ -17,12 +17,13 @@ import uvloop
 
 from lb import config, privileges
 from lb.admin import Admin
-from lb.dataplane import DataPlane, MachineError, Sizes, load, selftest, sockets, table_size
+from lb.dataplane import DataPlane, MachineError, load, selftest, sockets
 from lb.framing import Framing
 from lb.metrics import Metrics
 from lb.notify import Notifier
 from lb.server import Server
 from lb.server.accepting import bind
+from lb.server.capacity import sizes
 from lb.status import Status
 
 _log = logging.getLogger(__name__)
@@ -53,44 +54,6 @@ def run(settings: config.Config, source: Path) -> None:
         sockets.require_buffer(max(listener.framing.max_message for listener in settings.listeners))
         selftest.require(plane)
         uvloop.run(_serve(settings, source, plane, bound, workers, admin_socket, notifier))
-
-
-def sizes(settings: config.Config, connections: int) -> Sizes:
-    """What a configuration needs, and the self-test."""
-    listeners = len(settings.listeners)
-    backends = sum(len(pool.backends) for pool in settings.pools)
-    backends += sum(pool.workers.numbers for pool in settings.pools if pool.workers is not None)
-    shared = [pool for pool in settings.pools if pool.connections is config.Connections.SHARED]
-    return Sizes(
-        connections=max(connections, selftest.SLOTS),  # which come back before the first client does
-        framings=listeners + selftest.FRAMINGS,
-        backends=backends + selftest.BACKENDS,
-        traffic_rows=listeners * backends + selftest.ROWS,
-        max_message=max(listener.framing.max_message for listener in settings.listeners),
-        shared_routes=len(shared) + selftest.ROUTES,
-        flights=sum(_places(pool) for pool in shared) + selftest.FLIGHTS,
-        rates=_rates(settings, connections),
-        hashed_pools=sum(pool.hash is not None for pool in settings.pools),
-        heads=any(listener.framing.error_reply is not None for listener in settings.listeners),
-    )
-
-
-def _places(pool: config.Pool) -> int:
-    """Places for the requests on the shared upstreams of a pool."""
-    upstreams = len(pool.backends) * pool.connections_per_backend + _workers(pool)
-    return upstreams * table_size(pool.max_in_flight)
-
-
-def _workers(pool: config.Pool) -> int:
-    """The most workers that a pool can have."""
-    return pool.workers.most if pool.workers is not None else 0
-
-
-def _rates(settings: config.Config, connections: int) -> int:
-    limits = [listener.limits for listener in settings.listeners]
-    rates = sum(limit.rate is not None for limit in limits)
-    # Each client may have an address of its own, and as many that have left are remembered.
-    return rates + (2 * connections if any(limit.rate_per_address for limit in limits) else 0)
 
 
 def usable_connections(wanted: int) -> int:

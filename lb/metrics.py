@@ -65,19 +65,22 @@ class _ServerCollector(Collector):
         responses = _counter("responses", "Responses sent to clients.", labels)
         size = _counter("bytes", "Bytes of messages sent on.", (*labels, "direction"))
         path = _counter("datapath_messages", "Messages by who carried them.", ("path",))
-        kernel = userspace = 0
+        everything, userspace = self._server.departed.all, self._server.departed.relayed
         for listening in self._server.listenings:
+            for backend in listening.pool.leaving:
+                row = self._server.traffic(listening, backend)
+                everything += row.requests + row.responses
             for backend in listening.pool.backends:
                 row = self._server.traffic(listening, backend)
+                everything += row.requests + row.responses
                 where = (listening.config.name, backend.pool, backend.name)
                 requests.add_metric(where, row.requests)
                 responses.add_metric(where, row.responses)
                 size.add_metric((*where, "request"), row.request_bytes)
                 size.add_metric((*where, "response"), row.response_bytes)
-                kernel += row.requests + row.responses
             userspace += sum(row.requests + row.responses for row in listening.relayed.values())
         userspace += self._server.plane.counters.messages(abi.Counter.FORWARDED)
-        path.add_metric(("kernel",), kernel - userspace)
+        path.add_metric(("kernel",), everything - userspace)
         for passed in (abi.Counter.PASSED_NO_UPSTREAM, abi.Counter.PASSED_NO_FLIGHT):
             userspace += self._server.plane.counters.messages(passed)
         path.add_metric(("userspace",), userspace)

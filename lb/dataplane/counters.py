@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from lb import abi
 from lb.libbpf import Object, PerCpuArray
+from lb.ranges import Ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +45,22 @@ class Counters:
         self._traffic = loaded.map("lb_traffic", PerCpuArray)
         self._durations = loaded.map("lb_durations", PerCpuArray)
         self._counters = loaded.map("lb_counters", PerCpuArray)
-        self._rows = 0
+        self.rows = Ranges("pairs of listener and backend", self._traffic.max_entries)
         self._before: dict[abi.Counter, int] = dict.fromkeys(abi.REASONS, 0)
 
-    def new_traffic_row(self) -> int:
-        """A row of its own for a pair of listener and backend."""
-        if self._rows >= self._traffic.max_entries:
-            raise RuntimeError(f"the maps were loaded for {self._traffic.max_entries} pairs")
-        self._rows += 1
-        return self._rows - 1
+    def new_traffic_rows(self, count: int = 1) -> int:
+        """Rows side by side, each for a pair of listener and backend; returns the first.
+
+        Raises:
+            TableFullError: the maps were not loaded for so many.
+        """
+        return self.rows.acquire(count)
+
+    def release_traffic_rows(self, first: int, count: int = 1) -> None:
+        """Gives rows back; nobody may count there any more."""
+        for row in range(first, first + count):
+            self.clear_traffic(row)
+        self.rows.release(first, count)
 
     def traffic(self, row: int) -> Traffic:
         """The sums of one row."""

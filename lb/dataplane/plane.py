@@ -41,6 +41,7 @@ from lb.dataplane.rates import Rates
 from lb.dataplane.taps import Taps
 from lb.framing import Framing, Ordering
 from lb.libbpf import ArrayMap, ArrayOfMaps, HashMap, Object, SockMap
+from lb.ranges import Ranges
 from lb.routing import key_hash
 from lb.slots import SlotRef, SlotTable
 
@@ -100,8 +101,13 @@ class DataPlane:
         self._no_marks = bytes(abi.Marks())
         self._blank = abi.Slot()
         self._in_order: set[int] = set()  # framings whose responses keep the order of the requests
-        self._published: dict[str, int] = {"framings": 0, "pools": 0, "backends": 0, "routes": 0}
-        self._tables = 0  # places of lb_flights that have been given out
+        own = connections + OWN_SLOTS
+        self._own_routes = own
+        self.framings = Ranges("framings", self._framings.max_entries)
+        self.pools = Ranges("pools", self._pools.max_entries)
+        self.backends = Ranges("backends", len(self._backends))
+        self.shared_routes = Ranges("pools with shared connections", len(self._routes) - own)
+        self.flights = Ranges("requests on shared upstreams", len(self._flights))
         self.slots = SlotTable(connections)
         self.counters = Counters(loaded)
         self.rates = Rates(loaded)
@@ -126,15 +132,25 @@ class DataPlane:
         """
         self._grace.insert(0, self._grace_inner)
 
-    # What listeners and pools are made of
+    # What listeners and pools are made of. Everything can be withdrawn, once nobody refers to it and no
+    # program can know it any more; its number is free then.
 
     def publish_framing(self, framing: Framing) -> int:
-        """Makes a framing known to the programs; returns its index."""
-        index = self._next("framings", self._framings.max_entries)
+        """Makes a framing known to the programs; returns its index.
+
+        Raises:
+            TableFullError: the maps were not loaded for one more; so do the others.
+        """
+        index = self.framings.acquire()
         self._framings.update(index, bytes(encode(framing)))
         if framing.ordering is Ordering.FIFO:
             self._in_order.add(index)
         return index
+
+    def withdraw_framing(self, index: int) -> None:
+        """No slot refers to a framing any more."""
+        self._in_order.discard(index)
+        self.framings.release(index)
 
     def publish_pool(self, balance: abi.Balance, max_in_flight: int = 0) -> int:
         """Makes a pool known to the programs; returns its index.
@@ -143,28 +159,44 @@ class DataPlane:
             balance: how messages spread.
             max_in_flight: requests that may be outstanding on one shared upstream.
         """
-        index = self._next("pools", self._pools.max_entries)
+        index = self.pools.acquire()
         self._pools.update(index, bytes(abi.Pool(balance=balance, max_in_flight=max_in_flight)))
         return index
 
+    def withdraw_pool(self, index: int) -> None:
+        """No slot refers to a pool any more."""
+        self.hashing.withdraw(index)
+        self.pools.release(index)
+
     def new_shared_route(self) -> int:
         """A route for clients that share their upstreams."""
-        own = self.slots.size + OWN_SLOTS
-        return own + self._next("routes", len(self._routes) - own)
+        return self._own_routes + self.shared_routes.acquire()
+
+    def release_shared_route(self, route: int) -> None:
+        """No client uses a route any more, and it is empty."""
+        self.shared_routes.release(route - self._own_routes)
 
     def new_flight_table(self, max_in_flight: int) -> FlightTable:
         """A table for the requests of a shared upstream."""
         size = table_size(max_in_flight)
-        first, self._tables = self._tables, self._tables + size
-        if self._tables > len(self._flights):
-            raise RuntimeError(f"the maps were loaded for {len(self._flights)} requests on shared upstreams")
-        return FlightTable(self._flights, first, size)
+        return FlightTable(self._flights, self.flights.acquire(size), size)
+
+    def release_flight_table(self, table: FlightTable) -> None:
+        """No upstream has a table any more, and it is clear."""
+        self.flights.release(table.first, table.size)
 
     def publish_backend(self, weight: float) -> int:
         """Makes a backend known to the programs; returns its index."""
-        index = self._next("backends", len(self._backends))
+        index = self.backends.acquire()
+        self.set_max_outstanding(index, None)
         self.set_weight(index, weight)
         return index
+
+    def withdraw_backend(self, index: int) -> None:
+        """No slot and no route refers to a backend any more, and nothing is outstanding there."""
+        self.set_weight(index, 0)
+        self.counters.clear_durations(index)
+        self.backends.release(index)
 
     def set_max_outstanding(self, backend: int, requests: int | None) -> None:
         """Limits the requests that may be outstanding on a backend; None: no limit."""
@@ -191,13 +223,6 @@ class DataPlane:
         entry = self._backends[backend]
         done = entry.answered + entry.written_off
         return entry.sent - done
-
-    def _next(self, kind: str, limit: int) -> int:
-        index = self._published[kind]
-        if index >= limit:
-            raise RuntimeError(f"the maps were loaded for {limit} {kind}")
-        self._published[kind] = index + 1
-        return index
 
     # Sockets
 
@@ -521,9 +546,11 @@ class DataPlane:
     def bound_to(self, client: MappedSocket) -> int | None:
         """The slot of the only upstream that a client's next message may go to, if its order demands that."""
         slot = self._slots[client.ref.number]
-        if slot.framing not in self._in_order or not (client.outstanding or slot.open):
+        entry = self._routes[client.ref.number].upstreams[slot.chosen]
+        # Of one that is gone nothing more comes, whatever its last request was.
+        if slot.framing not in self._in_order or not (client.outstanding or (slot.open and entry.generation)):
             return None
-        return self._routes[client.ref.number].upstreams[slot.chosen].slot
+        return entry.slot
 
     def unroute(self, client: SlotRef, place: int) -> None:
         """Removes an upstream from a client's route. A program that runs right now may still use it once."""

@@ -308,7 +308,7 @@ SIZES = Sizes(
 def run(plane: DataPlane) -> Iterator[Check]:
     """Runs the checks one after the other; blocks, for seconds if a check fails. Needs no privilege."""
     backends = [plane.publish_backend(1) for _ in range(BACKENDS)]
-    traffic = plane.counters.new_traffic_row()
+    traffic = plane.counters.new_traffic_rows()
     pool = plane.publish_pool(abi.Balance.ROUND_ROBIN, _IN_FLIGHT)
     policy = Policy(plane.publish_framing(_FRAMING), pool, abi.MAX_BATCH, _BUDGET)
     sharing = _Sharing(plane.new_shared_route(), plane.new_flight_table(_IN_FLIGHT))
@@ -323,6 +323,11 @@ def run(plane: DataPlane) -> Iterator[Check]:
             problem = f"{error.strerror} ({error.filename or 'socket'})"
         yield Check(name, problem)
     plane.counters.start()
+    plane.release_flight_table(sharing.table)
+    plane.release_shared_route(sharing.route)
+    plane.withdraw_framing(policy.framing)
+    plane.counters.release_traffic_rows(traffic)
+    # Not the pool and its backends: whoever had their numbers would begin with the turns counted here.
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """The upstreams that all clients of a pool share.
 
 Each has a place in the one route of the pool's clients, and a table of the requests that are outstanding
-there (:mod:`lb.dataplane.flights`). They are connected at the start, and again when they end.
+there (:mod:`lb.dataplane.flights`). They are connected at the start, and again when they end. The places of
+one backend stand side by side. When it leaves the pool they are free for others at once; its upstreams end
+when what they owe is answered.
 
 When an upstream ends, its table says whose answers cannot come: each such client is told by an error reply
 where the protocol has one, else by the reset of its connection. A request that gets no response in time is
@@ -17,15 +19,19 @@ import asyncio
 import logging
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
+from lb import abi
 from lb.backends import Backend, backoff
 from lb.config import Timeouts
 from lb.dataplane import Flight, FlightTable, MappedSocket, Policy
 from lb.framing import Framing, error_reply
+from lb.ranges import Ranges, TableFullError
 from lb.server.client import Client
-from lb.server.context import Listening, Pool, Services
+from lb.server.context import Pool, Services
 from lb.server.upstream import Upstream
 from lb.server.waiting import patience, until
 from lb.session import State
@@ -41,24 +47,21 @@ _HALF = 1 << 31
 class Bundle:
     """Connects and keeps the shared upstreams of one pool."""
 
-    def __init__(self, pool: Pool, listenings: list[Listening], services: Services, policy: Policy) -> None:
-        """``listenings``: all that use the pool; they speak the same framing."""
+    def __init__(self, pool: Pool, services: Services, policy: Policy) -> None:
+        """The listeners of the pool speak the same framing; there is one."""
         self.services = services
-        self.framing: Framing = listenings[0].config.framing
-        self.listenings = listenings
-        self.upstreams: dict[int, Upstream] = {}
+        self.framing: Framing = pool.listenings[0].config.framing
+        self.upstreams: dict[int, Upstream] = {}  # by place
         self._pool = pool
         self._policy = policy
-        each = pool.config.connections_per_backend
-        self._places = [backend for backend in pool.backends for _ in range(each)]
-        workers = pool.config.workers.most if pool.config.workers is not None else 0
-        self._vacant = list(reversed(range(len(self._places), len(self._places) + workers)))
+        self._each = pool.config.connections_per_backend
+        self._places = Ranges(f"connections of pool {pool.config.name}", abi.MAX_UPSTREAMS)
+        self._first: dict[Backend, int] = {}  # of its places
+        self._waiting: list[Backend] = []  # until there are places
+        self._leaving: set[Upstream] = set()  # in no place any more
         self._departures: dict[Upstream, Callable[[], None]] = {}  # whom to tell that a worker has left
-        in_flight = pool.config.max_in_flight
-        self._tables = [
-            services.plane.new_flight_table(in_flight) for _ in range(len(self._places) + workers)
-        ]
-        self._attempts = [0] * len(self._places)
+        self._tables: dict[Upstream, FlightTable] = {}
+        self._attempts: Counter[int] = Counter()  # by place
         self._closing = False
 
     def __str__(self) -> str:
@@ -72,7 +75,7 @@ class Bundle:
     @property
     def backlog(self) -> int:
         """Bytes that wait in the kernel for the backends to read."""
-        return sum(upstream.backlog for upstream in self.upstreams.values())
+        return sum(upstream.backlog for upstream in self._all())
 
     @property
     def has_room(self) -> bool:
@@ -89,20 +92,70 @@ class Bundle:
     @property
     def usable_backends(self) -> list[Backend]:
         """Those that can be connected to; workers cannot."""
-        return [backend for backend in dict.fromkeys(self._places) if backend.effective_weight]
+        return [backend for backend in self._first if backend.effective_weight]
+
+    def _all(self) -> list[Upstream]:
+        return [*self.upstreams.values(), *self._leaving]
 
     # Upstreams come and go
 
-    def start(self) -> None:
-        """Connects all upstreams."""
-        for backend in self._pool.backends:
-            self.add_backend(backend)
+    def seat(self, backend: Backend) -> None:
+        """Gives a backend its places, as soon as there are some, and connects."""
+        try:
+            self._first[backend] = self._places.acquire(self._each)
+        except TableFullError:
+            self._waiting.append(backend)
+            return
+        self.add_backend(backend)
 
     def add_backend(self, backend: Backend) -> None:
-        """A backend has come (back)."""
-        for place, its in enumerate(self._places):
-            if its is backend:
-                self._connect(place)
+        """A backend has come (back). Nothing happens if it has no places: workers have none."""
+        for place in self._places_of(backend):
+            self._connect(place, backend)
+
+    def _places_of(self, backend: Backend) -> range:
+        first = self._first.get(backend)
+        return range(0) if first is None else range(first, first + self._each)
+
+    async def remove_backend(self, backend: Backend) -> None:
+        """A backend has left the pool, and has no weight any more; returns when its upstreams are closed."""
+        places = self._places_of(backend)
+        if backend in self._waiting:
+            self._waiting.remove(backend)
+        self._first.pop(backend, None)
+        mapped = []
+        for place in places:
+            self._attempts.pop(place, None)
+            upstream = self.upstreams.pop(place, None)
+            if upstream is None:
+                continue
+            if upstream.mapped is None:
+                upstream.close()
+                self._forget(upstream)
+            else:
+                self._leaving.add(upstream)
+                upstream.leave_route()
+                mapped.append(upstream)
+        await self.services.quiescence.wait()  # nobody looks for them in these places any more
+        if places:
+            self._places.release(places[0], len(places))
+            waiting, self._waiting = self._waiting, []
+            for other in waiting:
+                self.seat(other)
+        async with asyncio.TaskGroup() as group:
+            for upstream in mapped:
+                group.create_task(_guarded(upstream, self._part(upstream)), name=f"farewell of {upstream}")
+
+    async def _part(self, upstream: Upstream) -> None:
+        mapped = upstream.mapped
+        assert mapped is not None
+        try:
+            async with patience(self.timeouts.drain, upstream.progress):
+                await until(lambda: upstream.state is State.CLOSED or mapped.outstanding == 0)
+            await self._end(upstream)
+        except TimeoutError:
+            _log.info("%s: closed: not answered in time", upstream)
+        await self._bury(upstream, "drain_timeout")
 
     def dismiss_backend(self, backend: Backend) -> None:
         """A backend is not needed any more: each of its upstreams ends when it owes nothing.
@@ -133,44 +186,65 @@ class Bundle:
         ``taken``: bytes that were read from it; ``left`` is called when it has ended. The socket stays the
         caller's if there is no room.
         """
-        if self._closing or not self._vacant:
+        workers = self._pool.config.workers
+        if self._closing or workers is None or len(self._departures) >= workers.most:
             return False
-        try:
-            ref = self.services.plane.reserve()
-        except SlotsExhaustedError:
-            return False
-        upstream = Upstream(self, backend, ref, self._vacant[-1])
-        try:
-            upstream.adopt(sock, taken)
-        except OSError as error:
-            _log.warning("%s: worker refused: %s", self, error)
-            self.services.plane.release(ref)
-            return False
-        self._vacant.pop()
-        self.upstreams[upstream.place] = upstream
+        with ExitStack() as undo:
+            try:
+                place = self._places.acquire()
+                undo.callback(self._places.release, place)
+                table = self._new_table()
+                undo.callback(self.services.plane.release_flight_table, table)
+                ref = self.services.plane.reserve()
+                undo.callback(self.services.plane.release, ref)
+            except (TableFullError, SlotsExhaustedError):
+                return False
+            upstream = Upstream(self, backend, ref, place)
+            try:
+                upstream.adopt(sock, taken)
+            except OSError as error:
+                _log.warning("%s: worker refused: %s", self, error)
+                return False
+            undo.pop_all()
+        self._tables[upstream] = table
+        self.upstreams[place] = upstream
         self._departures[upstream] = left
         self.upstream_connected(upstream)
         return True
 
-    def _connect(self, place: int) -> None:
-        backend = self._places[place]
-        if self._closing or place in self.upstreams or not backend.serving:
+    def _new_table(self) -> FlightTable:
+        return self.services.plane.new_flight_table(self._pool.config.max_in_flight)
+
+    def _connect(self, place: int, backend: Backend) -> None:
+        """Unless it is connected, or the place is another backend's by now."""
+        if (
+            self._closing
+            or place in self.upstreams
+            or place not in self._places_of(backend)
+            or not backend.serving
+        ):
             return
         try:
-            ref = self.services.plane.reserve()
-        except SlotsExhaustedError:
+            table = self._new_table()
+            try:
+                ref = self.services.plane.reserve()
+            except SlotsExhaustedError:
+                self.services.plane.release_flight_table(table)
+                raise
+        except (TableFullError, SlotsExhaustedError):
             backend.failed("no_slot")
-            self._retry(place)
+            self._retry(place, backend)
             return
         upstream = self.upstreams[place] = Upstream(self, backend, ref, place)
+        self._tables[upstream] = table
         upstream.connect()
         self._later(self.timeouts.connect, upstream.give_up)
 
-    def _retry(self, place: int) -> None:
+    def _retry(self, place: int, backend: Backend) -> None:
         """Connects again in a moment, later each time that it fails."""
         attempt = self._attempts[place]
         self._attempts[place] = attempt + 1
-        self._later(backoff(attempt), lambda: self._connect(place))
+        self._later(backoff(attempt), lambda: self._connect(place, backend))
 
     def upstream_connected(self, upstream: Upstream) -> None:
         """An attempt to connect succeeded."""
@@ -178,8 +252,7 @@ class Bundle:
             upstream.close()
             self._replace(upstream)
         elif upstream.splice():
-            if upstream.place < len(self._attempts):
-                self._attempts[upstream.place] = 0
+            self._attempts.pop(upstream.place, None)
         else:
             upstream.close()
             self._replace(upstream)
@@ -193,7 +266,7 @@ class Bundle:
         reason = "backend_reset"
         if malformed is not None:
             reason = "backend_malformed"
-            self.listenings[0].protocol_errors[f"backend_{malformed}"] += 1
+            self._pool.listenings[0].protocol_errors[f"backend_{malformed}"] += 1
             _log.warning("%s: closed: the backend sent a malformed message (%s)", upstream, malformed)
         upstream.leave_route()
         self._run("lost upstream", upstream, self._lose(upstream, reason))
@@ -211,14 +284,23 @@ class Bundle:
             self.services.spawn(f"crashed {upstream}", self._bury(upstream, "bug"))
 
     def _replace(self, upstream: Upstream) -> None:
+        """Forgets a closed upstream, and connects again if its place is still there."""
+        left = self._departures.pop(upstream, None)
+        self._forget(upstream)
         if self.upstreams.get(upstream.place) is upstream:
             del self.upstreams[upstream.place]
-        left = self._departures.pop(upstream, None)
-        if left is None:
-            self._retry(upstream.place)
-        else:
-            self._vacant.append(upstream.place)
+            if left is None:
+                self._retry(upstream.place, upstream.backend)
+            else:
+                self._places.release(upstream.place)
+        if left is not None:
             left()
+
+    def _forget(self, upstream: Upstream) -> None:
+        self._leaving.discard(upstream)
+        table = self._tables.pop(upstream, None)
+        if table is not None:
+            self.services.plane.release_flight_table(table)
 
     async def _lose(self, upstream: Upstream, reason: str) -> None:
         await self.services.quiescence.wait()
@@ -236,7 +318,7 @@ class Bundle:
             return
         upstream.close(reason)
         await self.services.quiescence.wait()  # no program frees a place any more
-        table = self._tables[upstream.place]
+        table = self._tables[upstream]
         taken = list(table.taken())
         lost = [flight for flight in taken if not flight.given_up]
         if lost:
@@ -283,16 +365,18 @@ class Bundle:
 
     async def run(self) -> None:
         """Gives up what gets no response in time; serves for ever, to be run as a task."""
-        limit = round(self.timeouts.response * 1e6)
         while True:
+            limit = round(self.timeouts.response * 1e6)
             await asyncio.sleep(self.timeouts.response / _LOOKS)
-            for upstream in list(self.upstreams.values()):
+            for upstream in self._all():
                 if upstream.mapped is not None and upstream.mapped.outstanding:
                     with upstream.guard:
                         await self._give_up(upstream, upstream.mapped, limit)
 
     async def _give_up(self, upstream: Upstream, mapped: MappedSocket, limit: int) -> None:
-        table = self._tables[upstream.place]
+        table = self._tables.get(upstream)
+        if table is None:
+            return
         given_up = 0
         for start in range(0, table.size, _SLICE):
             if upstream.state is State.CLOSED:
@@ -345,8 +429,8 @@ class Bundle:
             sock,
             self._policy,
             backend=upstream.backend.index,
-            traffic=self._pool.rows.index(upstream.backend.index),
-            table=self._tables[upstream.place],
+            traffic=self._pool.members.seat(upstream.backend),
+            table=self._tables[upstream],
         )
 
     def route(self, upstream: Upstream) -> None:
@@ -397,7 +481,7 @@ class Bundle:
         """Ends all connections in good order: what is on its way arrives."""
         self._closing = True
         async with asyncio.TaskGroup() as group:
-            for upstream in list(self.upstreams.values()):
+            for upstream in self._all():
                 group.create_task(self._finish(upstream), name=f"finish {upstream}")
 
     async def _finish(self, upstream: Upstream) -> None:
@@ -418,7 +502,7 @@ class Bundle:
     def close(self) -> None:
         """Closes what is still there."""
         self._closing = True
-        for upstream in list(self.upstreams.values()):
+        for upstream in self._all():
             upstream.close("shutdown", reset=True)
 
     # Work that takes time

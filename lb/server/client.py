@@ -194,7 +194,13 @@ class Client:
 
     async def _relay_alone(self, backend: Backend | None) -> None:
         """By a connection of its own, as those that are shared are the kernel's."""
-        sock = await connect(backend, self.timeouts.connect) if backend is not None else None
+        sock = None
+        if backend is not None:
+            backend.connections += 1  # it does not lose its numbers meanwhile
+            try:
+                sock = await connect(backend, self.timeouts.connect)
+            finally:
+                backend.connections -= 1
         if self.state is State.CLOSED:
             if sock is not None:
                 sock.close()
@@ -389,9 +395,16 @@ class Client:
 
     def retry(self, backend: Backend) -> None:
         """Connects to a backend in a moment, later each time that it fails."""
+        if backend not in self.listening.pool.backends:
+            self.forget_attempts(backend)
+            return
         attempt = self._attempts.get(backend, 0)
         self._attempts[backend] = attempt + 1
         self.later(backoff(attempt), lambda: self.add_backend(backend))
+
+    def forget_attempts(self, backend: Backend) -> None:
+        """It has left the pool."""
+        self._attempts.pop(backend, None)
 
     def forget(self, upstream: Upstream) -> None:
         """Makes room for another upstream to the same backend."""

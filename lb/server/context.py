@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lb.config import Timeouts
     from lb.server.bundle import Bundle
     from lb.server.client import Client
+    from lb.server.members import Members
     from lb.server.proxy import Introduction
     from lb.server.workers import Workers
 
@@ -54,6 +55,14 @@ class Relayed:
 
 
 @dataclass(slots=True)
+class Departed:
+    """Messages between listeners and backends that are both counted nowhere else any more, by who carried."""
+
+    all: int = 0
+    relayed: int = 0
+
+
+@dataclass(slots=True)
 class Services:
     """One of each for the whole process."""
 
@@ -66,26 +75,48 @@ class Services:
     poster: Poster
     buckets: Buckets
     tasks: asyncio.TaskGroup
+    background: asyncio.TaskGroup
     losses: Losses
+    departed: Departed = field(default_factory=Departed)
+    serving: set[asyncio.Task[None]] = field(default_factory=set)
 
     def spawn(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs a connection's work; the work guards itself, so that an error here is a bug of ours."""
         return self.tasks.create_task(work, name=name)
 
+    def serve(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs what has no end of its own; it is cancelled when the last connection has ended."""
+        task = self.background.create_task(work, name=name)
+        self.serving.add(task)
+        task.add_done_callback(self.serving.discard)
+        return task
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class Pool:
     """A pool at work."""
 
     config: config.Pool
     index: int
-    backends: list[Backend]
-    rows: list[int] = field(default_factory=list)  # indices of all backends that it can have
-    table: bytes = b""  # hashed: which backend has each place
-    clients: set["Client"] = field(default_factory=set)
     route: int | None = None  # that all clients share
+    backends: list[Backend] = field(default_factory=list)
+    leaving: list[Backend] = field(default_factory=list)  # members no more; they answer what is due
+    listenings: list["Listening"] = field(default_factory=list)  # whose clients it serves
+    clients: set["Client"] = field(default_factory=set)
+    table: bytes = b""  # hashed: which member has each place
+    _members: "Members | None" = None
     workers: "Workers | None" = None
     bundle: "Bundle | None" = None  # of the upstreams, if the clients share them
+
+    @property
+    def members(self) -> "Members":
+        """Who lets backends come and leave."""
+        assert self._members is not None
+        return self._members
+
+    @members.setter
+    def members(self, members: "Members") -> None:
+        self._members = members
 
 
 def _no_refusals() -> Counter[str]:
@@ -116,11 +147,11 @@ class Listening:
     pool: Pool
     policy: Policy
     services: Services
-    traffic: dict[int, int]  # index of a backend -> row of the traffic counters
+    traffic: dict[int, int] = field(default_factory=dict)  # index of a backend -> row of the counters
     clients: Census["Client"] = field(default_factory=Census)
     introductions: set["Introduction"] = field(default_factory=set)  # clients that may become of them
     accepted: int = 0
-    relayed: dict[int, Relayed] = field(default_factory=dict)  # by index of the backend
+    relayed: dict[Backend, Relayed] = field(default_factory=dict)
     # Reasons that are known beforehand are there from the start: a rate needs a first value.
     refused: Counter[str] = field(default_factory=_no_refusals)
     protocol_errors: Counter[str] = field(default_factory=_no_errors)

@@ -80,7 +80,7 @@ class _Exchange:
         self._upstream = upstream
         self._requests = Framer(listening.config.framing, Direction.REQUEST)
         self._responses = Framer(listening.config.framing, Direction.RESPONSE)
-        self._counts = listening.relayed.setdefault(backend.index, Relayed())
+        self._counts = listening.relayed.setdefault(backend, Relayed())
         self._outstanding = 0
         self._quiet: list[int] = []  # where the messages without a response end in what was written
         self._written = 0

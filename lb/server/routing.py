@@ -34,8 +34,9 @@ def backend_of(
     for message in messages:
         first = maglev.place(key_hash(by.key.of(message.data, address)))
         members = (pool.table[place] for place in maglev.walk(first))
-        wanted.add(next((member for member in members if pool.backends[member] in among), None))
-    (member, *others) = wanted
-    if others or member is None:
+        its = (pool.members.at(member) for member in members)
+        wanted.add(next((backend for backend in its if backend in among), None))
+    (backend, *others) = wanted
+    if others or backend is None:
         raise SeveralBackendsError
-    return pool.backends[member]
+    return backend

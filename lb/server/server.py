@@ -3,18 +3,17 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from lb import abi, config, maglev
+from lb import abi, config
 from lb.backends import Backend
 from lb.dataplane import DataPlane, Policy, Traffic
-from lb.health import Monitor
 from lb.server.bundle import Bundle, bundles
 from lb.server.client import Client
-from lb.server.context import Listening, Losses, Pool, Services
+from lb.server.context import Departed, Listening, Losses, Pool, Services
 from lb.server.inquest import Inquest
 from lb.server.listener import Listener
+from lb.server.members import Members
 from lb.server.pauses import Pauses
 from lb.server.poller import Poller
 from lb.server.poster import Poster
@@ -22,7 +21,6 @@ from lb.server.quiescence import Quiescence
 from lb.server.rates import Buckets
 from lb.server.tapping import Tapping
 from lb.server.waiting import until
-from lb.server.weights import Weights
 from lb.server.workers import Workers
 
 _log = logging.getLogger(__name__)
@@ -33,8 +31,6 @@ _BALANCE = {
     config.Balance.RANDOM: abi.Balance.RANDOM,
     config.Balance.HASH: abi.Balance.HASH,
 }
-# Without health_check, one success brings a backend back and three failures in a row take it out.
-_PASSIVE = config.HealthCheck(rise=1, fall=3)
 # Clients looked at, before the loop does something else.
 _SWEEP_BATCH = 64
 
@@ -58,6 +54,7 @@ class Server:
         self.tapping = Tapping(plane.taps, self)
         self.draining = False
         self.started = asyncio.Event()
+        self._services: Services
         self._settings = settings
         self._bound = bound
         self._bound_workers = workers
@@ -67,7 +64,7 @@ class Server:
     def traffic(self, listening: Listening, backend: Backend) -> Traffic:
         """Messages between a listener and a backend, whoever carried them."""
         row = self.plane.counters.traffic(listening.traffic[backend.index])
-        relayed = listening.relayed.get(backend.index)
+        relayed = listening.relayed.get(backend)
         if relayed is None:
             return row
         return Traffic(
@@ -97,6 +94,11 @@ class Server:
         shared = sum(bundle.backlog for bundle in bundles(self.pools))
         return shared + sum(client.buffered_bytes for client in self._clients())
 
+    @property
+    def departed(self) -> Departed:
+        """What was counted between listeners and backends that are not there any more."""
+        return self._services.departed
+
     # The life of the server
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -116,7 +118,7 @@ class Server:
                 ]
                 try:
                     async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as connections:
-                        services = Services(
+                        self._services = Services(
                             loop,
                             self.plane,
                             poller,
@@ -126,14 +128,13 @@ class Server:
                             poster,
                             Buckets(self.plane.rates),
                             connections,
+                            background,
                             self.losses,
                         )
-                        serving += [
-                            background.create_task(work, name=name) for name, work in self._build(services)
-                        ]
-                        for bundle in bundles(self.pools):
-                            bundle.start()
+                        self._services.serving.update(serving)
+                        self._build()
                         for pool in self.pools:
+                            pool.members.start()
                             if pool.workers is not None:
                                 pool.workers.open()
                         for listener in self.listeners:
@@ -146,7 +147,7 @@ class Server:
                             await bundle.drain()
                 except TimeoutError:
                     _log.warning("not drained within %g s", self._drain_limit())
-                for task in serving:
+                for task in list(self._services.serving):
                     task.cancel()
         finally:
             self.tapping.close()
@@ -181,24 +182,19 @@ class Server:
                 client.shut_down()
         await until(lambda: not any(listening.clients for listening in self.listenings))
 
-    def _build(self, services: Services) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
-        """Publishes everything to the kernel; gives the work that goes on in the background."""
+    def _build(self) -> None:
+        """Publishes everything to the kernel."""
+        services = self._services
         framings: dict[str, int] = {}
         pools: dict[str, Pool] = {}
         for settings in self._settings.pools:
-            pool = self._build_pool(settings, services)
-            pools[settings.name] = pool
+            pool = pools[settings.name] = self._build_pool(settings)
             self.pools.append(pool)
-            for backend in pool.backends:
-                monitor = Monitor(backend, settings.health_check, settings.timeouts.connect)
-                yield f"monitor of {backend}", monitor.run()
         for listener, sock in zip(self._settings.listeners, self._bound, strict=True):
             framing = listener.framing
             if framing.name not in framings:
                 framings[framing.name] = self.plane.publish_framing(framing)
             pool = pools[listener.pool]
-            rows = [self.plane.counters.new_traffic_row() for _ in pool.rows]
-            shared = pool.route is not None
             listening = Listening(
                 config=listener,
                 pool=pool,
@@ -208,43 +204,29 @@ class Server:
                     pool.config.batch,
                     self._settings.runtime.buffer_budget,
                     route=pool.route,
-                    traffic=rows[0] if shared else 0,
                     rate=services.buckets.new(listener.limits.rate) if listener.limits.rate else 0,
                     routed=pool.config.hash is not None,
                     listener=self.plane.taps.new_listener(),
                 ),
                 services=services,
-                traffic=dict(zip(pool.rows, rows, strict=True)),
             )
+            pool.members.join(listening)
             self.listenings.append(listening)
             self.listeners.append(Listener(listening, sock))
-            yield f"idle sweep of {listener.name}", self._sweep(listening)
+            services.serve(f"idle sweep of {listener.name}", self._sweep(listening))
         for pool in self.pools:
-            users = [listening for listening in self.listenings if listening.pool is pool]
-            if pool.route is not None and users:
-                pool.bundle = Bundle(pool, users, services, users[0].policy)
-                yield f"requests of {pool.bundle}", pool.bundle.run()
+            if pool.route is not None and pool.listenings:
+                pool.bundle = Bundle(pool, services, pool.listenings[0].policy)
+                services.serve(f"requests of {pool.bundle}", pool.bundle.run())
 
-    def _build_pool(self, settings: config.Pool, services: Services) -> Pool:
+    def _build_pool(self, settings: config.Pool) -> Pool:
         index = self.plane.publish_pool(_BALANCE[settings.balance], settings.max_in_flight)
         shared = settings.connections is config.Connections.SHARED
-        pool = Pool(settings, index, [], route=self.plane.new_shared_route() if shared else None)
-        for configured in settings.backends:
-            index = self.plane.publish_backend(configured.weight)
-            self.plane.set_max_outstanding(index, configured.max_outstanding)
-            backend = Backend(settings.name, configured, settings.health_check or _PASSIVE, index)
-            pool.backends.append(backend)
-            pool.rows.append(index)
-        if settings.hash is not None:
-            pool.table = maglev.table(settings.backends)
-            indices = [backend.index for backend in pool.backends]
-            self.plane.hashing.publish(pool.index, settings.hash, indices, pool.table)
-        weights = Weights(pool, services)
+        pool = Pool(settings, index, self.plane.new_shared_route() if shared else None)
+        Members(pool, settings.backends, self._services)
         sock = self._bound_workers.get(settings.name)
         if settings.workers is not None and sock is not None:
-            indices = [self.plane.publish_backend(0) for _ in range(settings.workers.numbers)]
-            pool.rows += indices
-            pool.workers = Workers(pool, settings.workers, sock, weights, indices)
+            pool.workers = Workers(pool, settings.workers, sock)
         return pool
 
     async def _sweep(self, listening: Listening) -> None:

@@ -9,9 +9,6 @@ one that the operator takes out (:meth:`lb.backends.Backend.administer`).
 With ``slow_start`` a backend that was down, or taken out, gets its weight step by step
 (:func:`lb.balance.warmth`), by a timer that runs until it has all of it, or is down again. What is up when
 the process starts has it at once.
-
-The table of a hashed pool follows weights that the operator changes, but not to 0: like one that is down
-(docs/adr/0008), a backend that gets nothing for a while keeps its places, and gets its keys back.
 """
 
 import asyncio
@@ -19,7 +16,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from lb import balance, maglev
+from lb import balance
 from lb.backends import Backend, Health
 from lb.server import dismissal
 from lb.server.context import Pool, Services
@@ -91,39 +88,45 @@ class Weights:
         self._last = 0
         self._out: set[Backend] = set()
         self._ramps = Ramps(services.loop, pool.config.slow_start, self._publish)
-        self._places = {backend: backend.weight for backend in pool.backends}  # by which the table is made
-        self._tabulating = False
         for backend in pool.backends:
             backend.on_change.append(self.changed)
         self._settle()
 
     def add(self, backend: Backend) -> None:
-        """One more backend has come into the pool."""
+        """One more backend has come into the pool; it starts slowly like one that was down."""
         backend.on_change.append(self.changed)
-        self._settle()
+        backend.serving = False  # so far
+        self._ramps.start(backend)
+        self.settle()
 
     def remove(self, backend: Backend) -> None:
         """A backend has left the pool."""
+        backend.on_change.remove(self.changed)
+        self._out.discard(backend)
         self._ramps.stop(backend)
         backend.serving = False
         self._publish(backend)
-        self._settle()
+        self.settle()
 
     def changed(self, backend: Backend) -> None:
         """What is known of a backend, or its weight, is not what it was."""
-        before = {backend for backend in self._pool.backends if backend.serving}
         if not backend.usable:
             self._out.add(backend)
             self._ramps.stop(backend)
         elif backend in self._out:
             self._out.remove(backend)
             self._ramps.start(backend)
+        self._pool.members.reweigh(backend)
+        self.settle(backend)
+
+    def settle(self, by: Backend | None = None) -> None:
+        """Finds out who serves, and tells the programs and the clients; ``by``: who has changed."""
+        before = {backend for backend in self._pool.backends if backend.serving}
         self._settle()
-        self._tabulate(backend)
         for other in self._pool.backends:
-            if other.serving and (other not in before or (other is backend and other.health is Health.UP)):
+            if other.serving and (other not in before or (other is by and other.health is Health.UP)):
                 self._services.spawn(f"welcome {other}", self._welcome(other))
-            elif other.dismissed and (other in before or other is backend):
+            elif other.dismissed and (other in before or other is by):
                 self._services.spawn(f"farewell of {other}", self._farewell(other))
 
     def _settle(self) -> None:
@@ -169,25 +172,3 @@ class Weights:
                 client.run("farewell", dismissal.dismiss(client, upstream))
             if count % _BATCH == 0:
                 await asyncio.sleep(0)
-
-    def _tabulate(self, backend: Backend) -> None:
-        """Lets the table of a hashed pool follow a weight that has changed."""
-        if self._pool.config.hash is None or backend.weight in (0, self._places[backend]):
-            return
-        self._places[backend] = backend.weight
-        if not self._tabulating:
-            self._tabulating = True
-            self._services.spawn(f"table of {self._pool.config.name}", self._make_table())
-
-    async def _make_table(self) -> None:
-        """Makes it beside the loop: it takes a tenth of a second. Keys move place by place."""
-        pool = self._pool
-        made: list[int] = []
-        while made != (weights := list(self._places.values())):
-            made = weights
-            shares = [
-                maglev.Share(backend.name, weight) for backend, weight in zip(self._places, made, strict=True)
-            ]
-            pool.table = await asyncio.to_thread(maglev.table, shares)
-        self._services.plane.hashing.replace(pool.index, pool.table)
-        self._tabulating = False

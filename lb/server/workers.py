@@ -16,19 +16,18 @@ import asyncio
 import logging
 import re
 import socket
-from collections import Counter, deque
+from collections import Counter
 from contextlib import suppress
 from ipaddress import ip_address
 
 from lb import config
 from lb.backends import MOST_WEIGHT, Backend
 from lb.config.scalars import is_name
+from lb.ranges import TableFullError
 from lb.server import faults
 from lb.server.accepting import Acceptor
 from lb.server.bundle import Bundle
 from lb.server.context import Pool, Services
-from lb.server.waiting import until
-from lb.server.weights import Weights
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +36,6 @@ _LONGEST = 128  # bytes of the line
 _PATTERN = re.compile(r"worker (\S+)(?: weight (\d{1,3}))?\r?\n", re.ASCII)
 _MOMENT = 0.1  # seconds that the first bytes of a line may take
 _LOOK = 0.005
-_ALWAYS = config.HealthCheck(rise=1, fall=1)
 
 
 class GreetingError(Exception):
@@ -52,15 +50,10 @@ class Workers:
         pool: Pool,
         settings: config.Workers,
         sock: socket.socket,
-        weights: Weights,
-        indices: list[int],
     ) -> None:
-        """``indices``: of the backends that workers can be, one for each connection."""
         self.refused: Counter[str] = Counter(dict.fromkeys(("not_allowed", "max_workers", "bad_greeting"), 0))
         self._pool = pool
         self._settings = settings
-        self._weights = weights
-        self._free = deque(indices)
         self._known: dict[str, Backend] = {}
         self._acceptor = Acceptor(f"workers of {pool.config.name}", sock, self._admit)
 
@@ -121,19 +114,16 @@ class Workers:
         if known is not None:
             if known.weight != weight:
                 known.config = config.Backend(name, known.config.address, weight)
-                self._weights.changed(known)
+                self._pool.members.weights.changed(known)
             return known
         if any(backend.name == name for backend in self._pool.backends):
             raise GreetingError(f"{name!r} is the name of another backend")
-        if not self._free:
-            return None
         address = config.Address(ip_address(peer[0].partition("%")[0]), peer[1])
-        backend = Backend(
-            self._pool.config.name, config.Backend(name, address, weight), _ALWAYS, self._free.popleft()
-        )
+        try:
+            backend = self._pool.members.add(config.Backend(name, address, weight), dial=False)
+        except TableFullError:
+            return None
         self._known[name] = backend
-        self._pool.backends.append(backend)
-        self._weights.add(backend)
         backend.connected()
         return backend
 
@@ -142,20 +132,7 @@ class Workers:
         if backend.connections or self._known.get(backend.name) is not backend:
             return
         del self._known[backend.name]
-        self._pool.backends.remove(backend)
-        self._weights.remove(backend)
-        _log.info("backend %s has left", backend)
-        self._services.spawn(f"farewell of {backend}", self._forget(backend))
-
-    async def _forget(self, backend: Backend) -> None:
-        """Frees its number when nothing is counted there any more."""
-        plane = self._services.plane
-        await until(lambda: plane.outstanding(backend.index) == 0)
-        await self._services.quiescence.wait()
-        plane.counters.clear_durations(backend.index)
-        for listening in self._bundle.listenings:
-            plane.counters.clear_traffic(listening.traffic[backend.index])
-        self._free.append(backend.index)
+        self._pool.members.remove(backend, "its last connection has ended")
 
 
 async def _introduction(sock: socket.socket, host: str) -> tuple[str, int, int]:

@@ -220,7 +220,7 @@ class Backend:
     def __init__(self, plane: DataPlane, weight: int) -> None:
         self._plane = plane
         self.index = plane.publish_backend(weight)
-        self.row = plane.counters.new_traffic_row()
+        self.row = plane.counters.new_traffic_rows()
 
     @property
     def requests(self) -> int:

@@ -13,6 +13,7 @@ LAYERS = (
         "lb.framing",
         "lb.session",
         "lb.slots",
+        "lb.ranges",
         "lb.balance",
         "lb.maglev",
         "lb.proxy",

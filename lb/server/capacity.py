@@ -1,0 +1,66 @@
+"""How much the maps are loaded for: what the first configuration needs, and room for what comes later.
+
+Maps keep the size that they are loaded with. Names may resolve to more backends, and a reload may bring
+more listeners, pools and backends: twice what the first file has always finds room, and so does what is
+small. What needs more is refused then, and a restart is the remedy.
+"""
+
+from lb import abi, config
+from lb.dataplane import Sizes, selftest, table_size
+from lb.server.members import SHARED_SEATS
+
+# At least so many more than the first file has. They cost little memory: of a backend, 1 KiB for each CPU.
+_MORE_LISTENERS = 32
+_MORE_BACKENDS = 64
+_MORE_ROWS = 1024
+_MORE_SHARED_POOLS = 8
+_MORE_HASHED_POOLS = 2
+_MORE_RATES = 64
+_MORE_PLACES = 16 * table_size(config.Pool("", ()).max_in_flight)
+
+
+def sizes(settings: config.Config, connections: int) -> Sizes:
+    """For a first configuration, and the self-test."""
+    listeners = len(settings.listeners)
+    backends = sum(map(_backends, settings.pools))
+    rows = sum(_rows(settings.pool(listener.pool)) for listener in settings.listeners)
+    shared = [pool for pool in settings.pools if pool.connections is config.Connections.SHARED]
+    return Sizes(
+        connections=max(connections, selftest.SLOTS),  # which come back before the first client does
+        framings=_room(listeners, _MORE_LISTENERS) + selftest.FRAMINGS,
+        backends=max(min(_room(backends, _MORE_BACKENDS), abi.MAX_BACKENDS), backends) + selftest.BACKENDS,
+        traffic_rows=_room(rows, _MORE_ROWS) + selftest.ROWS,
+        max_message=max(listener.framing.max_message for listener in settings.listeners),
+        shared_routes=_room(len(shared), _MORE_SHARED_POOLS) + selftest.ROUTES,
+        flights=_room(sum(map(_places, shared)), _MORE_PLACES) + selftest.FLIGHTS,
+        rates=_rates(settings, connections),
+        hashed_pools=_room(sum(pool.hash is not None for pool in settings.pools), _MORE_HASHED_POOLS),
+        heads=any(listener.framing.error_reply is not None for listener in settings.listeners),
+    )
+
+
+def _room(needed: int, more: int) -> int:
+    return max(2 * needed, needed + more)
+
+
+def _backends(pool: config.Pool) -> int:
+    return len(pool.backends) + (pool.workers.numbers if pool.workers is not None else 0)
+
+
+def _rows(pool: config.Pool) -> int:
+    """Rows of the traffic counters for each listener that uses a pool."""
+    return SHARED_SEATS if pool.connections is config.Connections.SHARED else _backends(pool)
+
+
+def _places(pool: config.Pool) -> int:
+    """Places for the requests on the shared upstreams of a pool."""
+    upstreams = len(pool.backends) * pool.connections_per_backend
+    upstreams += pool.workers.most if pool.workers is not None else 0
+    return upstreams * table_size(pool.max_in_flight)
+
+
+def _rates(settings: config.Config, connections: int) -> int:
+    limits = [listener.limits for listener in settings.listeners]
+    rates = _room(sum(limit.rate is not None for limit in limits), _MORE_RATES)
+    # Each client may have an address of its own, and as many that have left are remembered.
+    return rates + (2 * connections if any(limit.rate_per_address for limit in limits) else 0)
