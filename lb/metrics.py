@@ -140,6 +140,18 @@ class _ServerCollector(Collector):
             for reason, count in backend.connect_failures.items():
                 failures.add_metric((*where, reason), count)
         yield from (up, weight, connections, outstanding, failures)
+        yield from self._names()
+
+    def _names(self) -> Iterator[Metric]:
+        lookups = _counter("dns_lookups", "Looks at a name, by result.", ("pool", "backend", "result"))
+        addresses = _gauge("dns_addresses", "Backends that a name stands for.", ("pool", "backend"))
+        for pool in self._pools():
+            for followed in pool.names.followed if pool.names is not None else ():
+                where = (pool.config.name, followed.name.name)
+                addresses.add_metric(where, len(followed.backends))
+                for result, count in followed.lookups.items():
+                    lookups.add_metric((*where, result), count)
+        yield from (lookups, addresses)
 
     def _durations(self) -> Iterator[Metric]:
         family = HistogramMetricFamily(

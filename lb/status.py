@@ -11,6 +11,7 @@ from lb import config
 from lb.backends import AdminState, Backend, Health
 from lb.server import Server
 from lb.server.context import Listening, Pool
+from lb.server.names import Followed
 
 
 class RateStatus(TypedDict):
@@ -71,6 +72,15 @@ class OneBackendStatus(BackendStatus):
     serving: int
 
 
+class NameStatus(TypedDict):
+    """A name, how the last look at it went, and the addresses that are used."""
+
+    name: str
+    host: str
+    result: str | None
+    addresses: list[str]
+
+
 class PoolStatus(TypedDict):
     """A pool and its backends."""
 
@@ -80,6 +90,7 @@ class PoolStatus(TypedDict):
     accept: str | None
     refused_workers: dict[str, int]
     send_proxy: str | None
+    names: list[NameStatus]
     batch: int
     backends: list[BackendStatus]
 
@@ -193,6 +204,7 @@ class Status:
             accept=pool.workers.address if pool.workers is not None else None,
             refused_workers=_seen(pool.workers.refused) if pool.workers is not None else {},
             send_proxy=pool.config.send_proxy.value if pool.config.send_proxy is not None else None,
+            names=[_name(followed) for followed in pool.names.followed] if pool.names is not None else [],
             batch=pool.config.batch,
             backends=[self._backend(pool, backend) for backend in pool.backends],
         )
@@ -225,7 +237,17 @@ def _darkness(pool: Pool) -> str | None:
     if any(backend.admin is AdminState.READY for backend in up):
         return None
     what = "is up" if not up else "that is up is ready: an operator has taken them out"
-    return f"pool {pool.config.name}: no backend {what}"
+    names = ", ".join(pool.names.obstacles()) if pool.names is not None else ""
+    return f"pool {pool.config.name}: no backend {what}" + (f" ({names})" if names else "")
+
+
+def _name(followed: Followed) -> NameStatus:
+    return NameStatus(
+        name=followed.name.name,
+        host=str(followed.name.target),
+        result=followed.result.value if followed.result is not None else None,
+        addresses=[str(host) for host in followed.known.hosts if host in followed.backends],
+    )
 
 
 def _rate(rate: config.Rate | None) -> RateStatus | None:

@@ -13,7 +13,7 @@ from lb.cli.remote import DEFAULT_ADMIN, RemoteError
 from lb.config.errors import ConfigErrors
 from lb.dataplane.errors import MachineError
 
-_BACKEND = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
+_BACKEND = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.@:-]+")
 _CHANGES = {
     "drain": "no new messages for a backend; its connections end when they owe nothing",
     "ready": "let a backend serve again",

@@ -25,8 +25,14 @@ class Connections(StrEnum):
     SHARED = "shared"
 
 
+class Target:
+    """Where a backend is: an address or a host name, and a port."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
-class Address:
+class Address(Target):
     """A TCP endpoint; port 0 lets the kernel choose."""
 
     host: IPv4Address | IPv6Address
@@ -45,6 +51,15 @@ class Address:
     def __str__(self) -> str:
         host = f"[{self.host}]" if self.host.version == 6 else str(self.host)
         return f"{host}:{self.port}"
+
+
+class Family(StrEnum):
+    """Which addresses of a name count."""
+
+    AUTO = "auto"  # IPv4, or IPv6 if it has none: a server that has both is one backend
+    IPV4 = "ipv4"
+    IPV6 = "ipv6"
+    BOTH = "both"
 
 
 Networks = tuple[IPv4Network | IPv6Network, ...]
@@ -129,6 +144,17 @@ class Listener:
 
 
 @dataclass(frozen=True, slots=True)
+class HostName(Target):
+    """A host by name, and the port at each of its addresses."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
 class Backend:
     """A server that answers requests; weight 0 gives it no new ones.
 
@@ -141,6 +167,41 @@ class Backend:
     weight: int = 1
     max_outstanding: int | None = None
     priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """Servers by name: one at each address of the host, and all with what is said here of one."""
+
+    name: str
+    target: HostName
+    weight: int = 1
+    max_outstanding: int | None = None
+    priority: int = 0
+
+    def at(self, host: IPv4Address | IPv6Address) -> Backend:
+        """Return the server at an address. No other backend has its name, in which no `@` may be."""
+        return Backend(
+            f"{self.name}@{host}",
+            Address(host, self.target.port),
+            self.weight,
+            self.max_outstanding,
+            self.priority,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """How the names of a pool are looked up.
+
+    `interval`: from one look to the next, and `timeout`: for one, in seconds; `max_addresses`: of a name that
+    are used.
+    """
+
+    interval: float = 30.0
+    timeout: float = 5.0
+    family: Family = Family.AUTO
+    max_addresses: int = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +250,7 @@ class Timeouts:
 class Pool:
     """Backends that answer the same requests; without a health check they are taken as alive.
 
+    `names`: more of them, by name; how these are looked up, `resolve` says.
     `workers`: that connect by themselves; there may be no others then.
 
     With shared connections, `connections_per_backend` of them carry the messages of all clients, and each has
@@ -214,6 +276,13 @@ class Pool:
     slow_start: float = 0.0
     hash: Hash | None = None
     send_proxy: ProxyVersion | None = None
+    names: tuple[Name, ...] = ()
+    resolve: Resolve = Resolve()
+
+    @property
+    def most_backends(self) -> int:
+        """How many there are when each name has all the addresses that it may have; without workers."""
+        return len(self.backends) + len(self.names) * self.resolve.max_addresses
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,17 +8,20 @@ from lb.config.model import (
     Balance,
     Connections,
     HealthCheck,
+    HostName,
+    Name,
     Pool,
     ProxyVersion,
+    Resolve,
     Timeouts,
     Workers,
 )
+from lb.config.names import MAX_NAMES, read_backend_address, read_resolve, refuse_resolve
 from lb.config.scalars import (
     choice,
     duration,
     integer,
     percent,
-    read_backend_address,
     read_duration,
     read_listen_address,
     read_name,
@@ -60,7 +63,7 @@ class Pools:
         """`taken` says who has an address."""
         self._taken = taken
         self.pools: list[Pool] = []
-        self._backends = 0
+        self._backends = self._names = 0
         items = value.items("a list of pools")
         if len(items) > _MAX_POOLS:
             value.fail(f"has {len(items)} pools (the kernel's table holds {_MAX_POOLS})", "remove some")
@@ -93,14 +96,22 @@ class Pools:
             "allow",
             "max_workers",
             "send_proxy",
+            "resolve",
         )
         if section is None:
             return None
         name = section.required("name", read_name, "workers")
-        backends: tuple[Backend, ...] | None = ()
+        resolve = section.optional("resolve", read_resolve, Resolve())
+        servers: list[Backend | Name] | None = []
         if "backends" in section.entries or "accept" not in section.entries:
             example = "[{name: a, address: 10.0.0.11:9000}]"
-            backends = section.required("backends", self._read_backends, example)
+            servers = section.required(
+                "backends", lambda entry: self._read_backends(entry, resolve.max_addresses), example
+            )
+        names = tuple(server for server in servers or () if isinstance(server, Name))
+        if servers and not names:
+            refuse_resolve(section)
+        most = sum(resolve.max_addresses if isinstance(server, Name) else 1 for server in servers or ())
         workers = self._read_workers(section)
         balance = section.optional("balance", _read_balance, Balance.LEAST_OUTSTANDING)
         connections = section.optional("connections", _read_connections, Connections.PER_CLIENT)
@@ -118,18 +129,18 @@ class Pools:
                     "names the one client of a connection, but this pool shares connections",
                     "remove it, or use `connections: per_client`",
                 )
-            _check_count(section, len(backends or ()) * each, workers)
+            _check_count(section, most * each, workers, named=bool(names))
         panic_threshold = section.optional("panic_threshold", _read_panic_threshold, 50)
         slow_start = section.optional("slow_start", _read_slow_start, 0.0)
         hashed = _read_hash(section, balance)
         send_proxy = section.optional("send_proxy", _read_send_proxy, None)
-        if name is None or backends is None:
+        if name is None or servers is None:
             return None
         if balance is Balance.HASH:
-            _check_hashed(section, backends, workers)
+            _check_hashed(section, most, workers, named=bool(names))
         return Pool(
             name,
-            backends,
+            tuple(server for server in servers if isinstance(server, Backend)),
             workers,
             balance,
             connections,
@@ -142,6 +153,8 @@ class Pools:
             slow_start=slow_start,
             hash=hashed,
             send_proxy=send_proxy,
+            names=names,
+            resolve=resolve,
         )
 
     def _read_workers(self, section: Section) -> Workers | None:
@@ -170,23 +183,32 @@ class Pools:
         self._taken[address] = value.path
         return address
 
-    def _read_backends(self, value: Value) -> tuple[Backend, ...] | None:
+    def _read_backends(self, value: Value, addresses: int) -> list[Backend | Name] | None:
+        """`addresses`: that one name may have."""
         items = value.items("a list of backends with name and address")
-        before, self._backends = self._backends, self._backends + len(items)
+        refuse_duplicates(items, "name")
+        servers = [server for item in items if (server := _read_backend(item))]
+        names = sum(isinstance(server, Name) for server in servers)
+        before, self._backends = self._backends, self._backends + len(items) + names * (addresses - 1)
         if before <= _MAX_BACKENDS < self._backends:
             value.fail(
                 f"brings all pools to {self._backends} backends (the kernel's table holds {_MAX_BACKENDS})",
                 "remove some",
             )
-        refuse_duplicates(items, "name")
-        backends = [backend for item in items if (backend := _read_backend(item))]
-        if not items or len(backends) < len(items):
+        if self._names <= MAX_NAMES < self._names + names:
+            value.fail(
+                f"brings all pools to {self._names + names} names (each may keep threads waiting for the"
+                f" resolver; at most {MAX_NAMES})",
+                "write addresses, or one name for several",
+            )
+        self._names += names
+        if not items or len(servers) < len(items):
             return None
-        if all(backend.weight == 0 for backend in backends):
+        if all(server.weight == 0 for server in servers):
             value.fail(
                 "has only weights of 0, so no message can be sent", "give one backend a weight above 0"
             )
-        return tuple(backends)
+        return servers
 
 
 def _refuse_sharing(section: Section) -> None:
@@ -196,32 +218,32 @@ def _refuse_sharing(section: Section) -> None:
             section.entries[key].fail("is for shared connections only", "add `connections: shared`")
 
 
-def _check_count(section: Section, dialled: int, workers: Workers | None) -> None:
+def _check_count(section: Section, dialled: int, workers: Workers | None, *, named: bool) -> None:
     """Note that there are too many shared connections."""
     count = dialled + (workers.most if workers is not None else 0)
     if count > MAX_SHARED:
         key = "connections_per_backend" if workers is None else "max_workers"
         section.entries.get(key, section.value).fail(
             f"makes {count} connections (of a pool at most {MAX_SHARED})",
-            "use fewer for each backend, or several pools",
+            f"use fewer for each backend{' or `resolve.max_addresses`' if named else ''}, or several pools",
         )
 
 
-def _check_hashed(section: Section, backends: tuple[Backend, ...], workers: Workers | None) -> None:
+def _check_hashed(section: Section, most: int, workers: Workers | None, *, named: bool) -> None:
     """Note why the backends cannot be in one table."""
     if workers is not None:
         section.entries["accept"].fail(
             "brings backends that the table of `balance: hash` does not have", "use another balance"
         )
-    if len(backends) > MOST_HASHED:
+    if most > MOST_HASHED:
         section.entries["backends"].fail(
-            f"has {len(backends)} backends (a client has at most {MOST_HASHED} connections, and each key"
-            " must find its backend from all clients)",
-            "remove some, or use another balance",
+            f"{'may have' if named else 'has'} {most} backends (a client has at most {MOST_HASHED}"
+            " connections, and each key must find its backend from all clients)",
+            f"remove some, {'lower `resolve.max_addresses`, ' if named else ''}or use another balance",
         )
 
 
-def _read_backend(value: Value) -> Backend | None:
+def _read_backend(value: Value) -> Backend | Name | None:
     section = value.section("name", "address", "weight", "max_outstanding", "priority")
     if section is None:
         return None
@@ -232,7 +254,10 @@ def _read_backend(value: Value) -> Backend | None:
     priority = section.optional("priority", _read_priority, 0)
     if name is None or address is None:
         return None
-    return Backend(name, address, weight, max_outstanding, priority=priority)
+    if isinstance(address, Address):
+        return Backend(name, address, weight, max_outstanding, priority=priority)
+    assert isinstance(address, HostName)
+    return Name(name, address, weight, max_outstanding, priority)
 
 
 def _read_hash(section: Section, balance: Balance) -> Hash | None:

@@ -22,7 +22,7 @@ _INTEGER = re.compile(r"[-+]?(?:0x[0-9A-Fa-f]{1,16}|0|[1-9][0-9]{0,19})")
 # Names become metric labels and arguments of commands (POOL/BACKEND), where a leading dash is an option.
 _NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,62}")
 _ADDRESS = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|(?P<v4>[^\[\]:]+)):(?P<port>[0-9]{1,5})")
-_ADDRESS_PATTERN = r"(\[[^\[\]]+\]|[^\[\]:]+):[0-9]{1,5}"  # the same for those who do not know named groups
+ADDRESS_PATTERN = r"(\[[^\[\]]+\]|[^\[\]:]+):[0-9]{1,5}"  # the same for those who do not know named groups
 _HOST_NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9_.-]+")
 _PERCENT = re.compile(r"([0-9]{1,9})%?")
 _BOOLEAN_TAG = "tag:yaml.org,2002:bool"
@@ -158,7 +158,7 @@ def choice(kind: type[E], absent: Collection[E] = ()) -> Scalar[E]:
     return read
 
 
-@scalar(Form(Kind.ADDRESS, pattern=_ADDRESS_PATTERN))
+@scalar(Form(Kind.ADDRESS, pattern=ADDRESS_PATTERN))
 def read_listen_address(value: Value) -> Address | None:
     """Read an address to listen at; port 0 lets the kernel choose."""
     text = value.text(_ADDRESS_EXAMPLE)
@@ -186,9 +186,9 @@ def read_networks(value: Value) -> Networks | None:
     return tuple(networks) if items and len(networks) == len(items) else None
 
 
-@scalar(Form(Kind.ADDRESS, pattern=_ADDRESS_PATTERN))
-def read_backend_address(value: Value) -> Address | None:
-    """Read an address to connect to."""
+@scalar(Form(Kind.ADDRESS, pattern=ADDRESS_PATTERN))
+def read_numeric_backend_address(value: Value) -> Address | None:
+    """Read an IP address to connect to, and a port."""
     address = read_listen_address(value)
     if address is None:
         return None

@@ -44,7 +44,7 @@ def _room(needed: int, more: int) -> int:
 
 
 def _backends(pool: config.Pool) -> int:
-    return len(pool.backends) + (pool.workers.numbers if pool.workers is not None else 0)
+    return pool.most_backends + (pool.workers.numbers if pool.workers is not None else 0)
 
 
 def _rows(pool: config.Pool) -> int:
@@ -54,7 +54,7 @@ def _rows(pool: config.Pool) -> int:
 
 def _places(pool: config.Pool) -> int:
     """Places for the requests on the shared upstreams of a pool."""
-    upstreams = len(pool.backends) * pool.connections_per_backend
+    upstreams = pool.most_backends * pool.connections_per_backend
     upstreams += pool.workers.most if pool.workers is not None else 0
     return upstreams * table_size(pool.max_in_flight)
 

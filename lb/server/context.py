@@ -14,6 +14,7 @@ from lb.framing import Ordering
 from lb.server import faults
 from lb.server.census import Census
 from lb.server.inquest import Inquest
+from lb.server.lookup import Lookups
 from lb.server.pauses import Pauses
 from lb.server.poller import Poller
 from lb.server.poster import Poster
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lb.server.bundle import Bundle
     from lb.server.client import Client
     from lb.server.members import Members
+    from lb.server.names import Names
     from lb.server.proxy import Introduction
     from lb.server.workers import Workers
 
@@ -77,6 +79,7 @@ class Services:
     tasks: asyncio.TaskGroup
     background: asyncio.TaskGroup
     losses: Losses
+    lookups: Lookups
     departed: Departed = field(default_factory=Departed)
     serving: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -105,6 +108,7 @@ class Pool:
     clients: set["Client"] = field(default_factory=set)
     table: bytes = b""  # hashed: which member has each place
     _members: "Members | None" = None
+    names: "Names | None" = None
     workers: "Workers | None" = None
     bundle: "Bundle | None" = None  # of the upstreams, if the clients share them
 

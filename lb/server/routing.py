@@ -30,6 +30,8 @@ def backend_of(
     pool = listening.pool
     by = pool.config.hash
     assert by is not None
+    if not pool.table:  # a name has brought the first backends a moment ago
+        raise SeveralBackendsError
     wanted = set()
     for message in messages:
         first = maglev.place(key_hash(by.key.of(message.data, address)))

@@ -13,7 +13,9 @@ from lb.server.client import Client
 from lb.server.context import Departed, Listening, Losses, Pool, Services
 from lb.server.inquest import Inquest
 from lb.server.listener import Listener
+from lb.server.lookup import Lookups
 from lb.server.members import Members
+from lb.server.names import Names
 from lb.server.pauses import Pauses
 from lb.server.poller import Poller
 from lb.server.poster import Poster
@@ -130,6 +132,7 @@ class Server:
                             connections,
                             background,
                             self.losses,
+                            Lookups(loop),
                         )
                         self._services.serving.update(serving)
                         self._build()
@@ -137,6 +140,7 @@ class Server:
                             pool.members.start()
                             if pool.workers is not None:
                                 pool.workers.open()
+                        await asyncio.gather(*(Names(pool, self._services).start() for pool in self.pools))
                         for listener in self.listeners:
                             listener.open()
                         self.started.set()

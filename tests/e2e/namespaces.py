@@ -3,11 +3,13 @@
 import ctypes
 import itertools
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
+from pathlib import Path
 
 from tests.e2e.polling import LIMIT
 
@@ -39,6 +41,7 @@ class Namespace:
 
     def __init__(self, role: str = "lab") -> None:
         self.name = f"lb-{os.getpid()}-{next(_numbers)}-{role}"
+        self._etc = Path("/etc/netns") / self.name  # see ip-netns(8)
         ip("netns", "add", self.name)
         try:
             ip("-n", self.name, "link", "set", "lo", "up")
@@ -48,7 +51,13 @@ class Namespace:
 
     def close(self) -> None:
         """Remove the namespace; the kernel keeps it while a socket is left inside."""
+        shutil.rmtree(self._etc, ignore_errors=True)
         ip("netns", "del", self.name)
+
+    def write_etc(self, name: str, text: str) -> None:
+        """Give the programs that are started inside from here on a file of their own in /etc."""
+        self._etc.mkdir(parents=True, exist_ok=True)
+        (self._etc / name).write_text(text, encoding="ascii")
 
     def command(self, *arguments: str) -> list[str]:
         """The command line that runs a program inside; the process is the program itself."""
