@@ -17,7 +17,8 @@ test_packages=(
 	dnsdist                         # what the benchmark compares with
 	haproxy nginx-light libnginx-mod-stream # that too, and proxies in front and behind
 	ethtool                         # its network
-	debootstrap podman runc docker-compose # the image, and containers of it
+	debootstrap podman runc         # the image, and containers of it
+	catatonit docker-compose iptables netavark # all that docker-compose.yml starts
 	prometheus                      # promtool
 	libmemcached-tools memcached    # memccapable, memccat, memcslap
 	rpcbind                         # a server of ONC RPC, and rpcinfo

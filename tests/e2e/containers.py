@@ -1,11 +1,12 @@
 """Podman with a store of its own in memory, and the image that deploy/Dockerfile builds.
 
 There is no registry to ask for a base image: debootstrap makes one, as Docker's Debian images are made. Its
-archive is kept in ``/var/cache/sockmap-lb``; the image itself is built anew in each run.
+archive is kept in ``~/.cache/sockmap-lb``; the image itself is built anew in each run.
 """
 
 import itertools
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ CHANGE_USER = ("SETUID", "SETGID", "SETPCAP")  # to become runtime.user
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
 SECCOMP = ROOT / "deploy" / "seccomp.json"
 
-_CACHE = Path("/var/cache/sockmap-lb")
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sockmap-lb" / "images"
 _SUITE = "bookworm"
 _BASE = f"localhost/debian:{_SUITE}"
 # What hard limits of the machine allow: podman asks for more by default.
@@ -37,6 +38,7 @@ _TARGET = (
     "--platform",
     "manylinux2014_x86_64",
 )
+_PLACES = ("root", "runroot", "tmpdir", "network-config-dir")
 _numbers = itertools.count()
 
 
@@ -51,15 +53,24 @@ class Podman:
 
     def command(self, *arguments: str) -> list[str]:
         """The command line of a podman that needs no systemd."""
-        places = (f"--{option}={self._folder}/{option}" for option in ("root", "runroot", "tmpdir"))
+        places = (f"--{option}={self._folder}/{option}" for option in _PLACES)
         return [
-            "podman",
+            shutil.which("podman") or "podman",  # not the one of program()
             *places,
             f"--storage-driver={_DRIVER}",
             "--cgroup-manager=cgroupfs",
             "--runtime=runc",
             *arguments,
         ]
+
+    def program(self) -> Path:
+        """A folder with a `podman` that is this one, for programs that call it."""
+        path = self._folder / "bin" / "podman"
+        if not path.exists():
+            path.parent.mkdir()
+            path.write_text(f'#!/bin/sh\nexec {shlex.join(self.command())} "$@"\n', encoding="ascii")
+            path.chmod(0o755)
+        return path.parent
 
     def do(self, *arguments: str, limit: float = _BUILD_LIMIT) -> str:
         """Run podman; return what it prints."""
