@@ -1,6 +1,7 @@
 """The commands. Nouns show, verbs change; exit 0: fine, 1: refused, 2: usage."""
 
 import argparse
+import os
 import re
 import signal
 import sys
@@ -108,7 +109,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_admin(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--admin", default=DEFAULT_ADMIN, metavar="ADDR", help=f"default: {DEFAULT_ADMIN}")
+    parser.add_argument(
+        "--admin",
+        default=os.environ.get("SOCKMAP_LB_ADMIN", DEFAULT_ADMIN),
+        metavar="ADDR",
+        help=f"default: $SOCKMAP_LB_ADMIN, or {DEFAULT_ADMIN}",
+    )
 
 
 def _backend(text: str) -> str:

@@ -46,5 +46,5 @@ def nobody(admin: str, error: OSError) -> RemoteError:
     """What to say when there is no connection."""
     return RemoteError(
         f"nobody answers at {admin}: {error.strerror or error};"
-        " give the admin.address of the configuration with --admin"
+        " give the admin.address of the configuration with --admin, or in SOCKMAP_LB_ADMIN"
     )

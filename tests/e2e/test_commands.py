@@ -196,6 +196,12 @@ class TestStatus:
         del shown["uptime_seconds"]
         assert shown == {key: value for key, value in asked.items() if key != "uptime_seconds"}
 
+    def test_the_address_may_come_from_the_environment(self, lab: Lab) -> None:
+        balancer = lab.serve([lab.backend()])
+        done = lab.run("env", f"SOCKMAP_LB_ADMIN={show(balancer.admin)}", *SOCKMAP_LB, "status")
+        assert (done.code, done.err) == (0, "")
+        assert "serving, ready" in done.out
+
     def test_nobody_answers(self, lab: Lab) -> None:
         done = lab.run(*SOCKMAP_LB, "status", "--admin", "127.0.0.1:1")
         assert done.code == 1
