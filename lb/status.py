@@ -9,6 +9,7 @@ from typing import TypedDict
 import lb
 from lb import config
 from lb.backends import AdminState, Backend, Health
+from lb.dataplane import Durations, bucket_limit
 from lb.server import Server
 from lb.server.context import Listening, Pool
 from lb.server.names import Followed
@@ -43,13 +44,20 @@ class ListenerStatus(TypedDict):
     clients: int
     addresses: int
     limits: LimitsStatus
+    requests: int
+    responses: int
+    request_bytes: int
+    response_bytes: int
     accepted: int
     refused: dict[str, int]
     protocol_errors: dict[str, int]
 
 
 class BackendStatus(TypedDict):
-    """A backend and its traffic, over all listeners."""
+    """A backend and its traffic, over all listeners.
+
+    ``durations``: (from, below, messages) for each bucket that is not empty, in seconds.
+    """
 
     name: str
     address: str
@@ -62,6 +70,7 @@ class BackendStatus(TypedDict):
     outstanding: int
     requests: int
     responses: int
+    durations: list[tuple[float, float, int]]
     connect_failures: dict[str, int]
 
 
@@ -176,6 +185,7 @@ class Status:
         return "serving" if self._server.started.is_set() else "starting"
 
     def _listener(self, address: str, listening: Listening) -> ListenerStatus:
+        rows = [self._server.traffic(listening, backend) for backend in listening.pool.backends]
         return ListenerStatus(
             name=listening.config.name,
             address=address,
@@ -191,6 +201,10 @@ class Status:
                 rate=_rate(listening.config.limits.rate),
                 rate_per_address=_rate(listening.config.limits.rate_per_address),
             ),
+            requests=sum(row.requests for row in rows),
+            responses=sum(row.responses for row in rows),
+            request_bytes=sum(row.request_bytes for row in rows),
+            response_bytes=sum(row.response_bytes for row in rows),
             accepted=listening.accepted,
             refused=_seen(listening.refused),
             protocol_errors=_seen(listening.protocol_errors),
@@ -227,6 +241,7 @@ class Status:
             outstanding=self._server.plane.outstanding(backend.index),
             requests=sum(row.requests for row in rows),
             responses=sum(row.responses for row in rows),
+            durations=_durations(self._server.plane.counters.durations(backend.index)),
             connect_failures=dict(backend.connect_failures),
         )
 
@@ -254,6 +269,13 @@ def _rate(rate: config.Rate | None) -> RateStatus | None:
     if rate is None:
         return None
     return RateStatus(messages_per_second=rate.messages_per_second, burst=rate.burst, over=rate.over.value)
+
+
+def _durations(durations: Durations) -> list[tuple[float, float, int]]:
+    limits = [0.0, *(bucket_limit(index) for index in range(len(durations.buckets)))]
+    return [
+        (limits[index], limits[index + 1], count) for index, count in enumerate(durations.buckets) if count
+    ]
 
 
 def _seen(counts: Counter[str]) -> dict[str, int]:

@@ -13,6 +13,7 @@ test_packages=(
 	gcc                             # build the framing header for this machine
 	clang-format                    # lint
 	bpftool iproute2 libcap2-bin procps strace # network namespaces, capabilities, what the process does
+	chromium fonts-dejavu-core      # the dashboard, as a browser shows it
 	dnsperf knot-dnsutils nsd       # DNS load, kdig, DNS servers
 	dnsdist                         # what the benchmark compares with
 	haproxy nginx-light libnginx-mod-stream # that too, and proxies in front and behind

@@ -6,6 +6,7 @@ from aiohttp import web
 
 from lb.admin import guard
 from lb.admin.commands import Commands
+from lb.admin.dashboard import Dashboard
 from lb.admin.tap import TapPage
 from lb.metrics import CONTENT_TYPE, Metrics
 from lb.server import Tapping
@@ -25,6 +26,7 @@ class Admin:
         application.router.add_get("/status", self._get_status)
         Commands(status).add_to(application.router)
         TapPage(tapping).add_to(application.router)
+        Dashboard().add_to(application.router)
         # A tap whose viewer has left, with nothing to see, would learn of it by nothing else.
         self._runner = web.AppRunner(application, access_log=None, handler_cancellation=True)
 
