@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import time
 import traceback
@@ -14,6 +15,14 @@ class _Text(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
         self.converter = time.gmtime
+
+
+class _Journal(logging.Formatter):
+    """journald has the time itself, and reads the level at the start of each line. Source: sd-daemon(3)."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = 3 if record.levelno >= logging.ERROR else 4 if record.levelno >= logging.WARNING else 6
+        return "\n".join(f"<{level}>{line}" for line in super().format(record).splitlines())
 
 
 class _Json(logging.Formatter):
@@ -33,6 +42,12 @@ class _Json(logging.Formatter):
 def setup(style: Format, *, level: int = logging.INFO) -> None:
     """Sends the log of the process to stderr."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if style == "json" else _Text())
+    handler.setFormatter(_Json() if style == "json" else _Journal() if _is_journal() else _Text())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("aiohttp").setLevel(logging.WARNING)
+
+
+def _is_journal() -> bool:
+    """Whether stderr is journald's, and not what somebody has put in its place. Source: systemd.exec(5)."""
+    status = os.fstat(2)
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

@@ -63,9 +63,9 @@ class Machine:
         """A property of the unit."""
         return self.do("systemctl", "show", f"--property={name}", "--value", NAME)
 
-    def journal(self) -> str:
+    def journal(self, *options: str) -> str:
         """Of the unit."""
-        return self.run("journalctl", "--unit", NAME, "--no-pager", "--output=cat").out
+        return self.run("journalctl", "--unit", NAME, "--no-pager", "--output=cat", *options).out
 
     def close(self) -> None:
         """Switch it off."""
@@ -109,6 +109,8 @@ def test_the_unit(machine: Machine, lab: Lab, folder: Path) -> None:
         line.split(":\t", 1)
         for line in machine.do("cat", f"/proc/{machine.show('MainPID')}/status").splitlines()
     )
+    assert machine.journal("--priority=info").count("serving as ") == 1
+    assert "serving as " not in machine.journal("--priority=notice"), "the level is the journal's too"
     assert "0" not in process["Uid"].split()
     assert all(int(process[kind], 16) == 0 for kind in ("CapEff", "CapPrm", "CapInh", "CapAmb"))
 
