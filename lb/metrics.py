@@ -146,7 +146,7 @@ class _ServerCollector(Collector):
         lookups = _counter("dns_lookups", "Looks at a name, by result.", ("pool", "backend", "result"))
         addresses = _gauge("dns_addresses", "Backends that a name stands for.", ("pool", "backend"))
         for pool in self._pools():
-            for followed in pool.names.followed if pool.names is not None else ():
+            for followed in pool.members.names.followed:
                 where = (pool.config.name, followed.name.name)
                 addresses.add_metric(where, len(followed.backends))
                 for result, count in followed.lookups.items():

@@ -218,7 +218,7 @@ class Status:
             accept=pool.workers.address if pool.workers is not None else None,
             refused_workers=_seen(pool.workers.refused) if pool.workers is not None else {},
             send_proxy=pool.config.send_proxy.value if pool.config.send_proxy is not None else None,
-            names=[_name(followed) for followed in pool.names.followed] if pool.names is not None else [],
+            names=[_name(followed) for followed in pool.members.names.followed],
             batch=pool.config.batch,
             backends=[self._backend(pool, backend) for backend in pool.backends],
         )
@@ -252,7 +252,7 @@ def _darkness(pool: Pool) -> str | None:
     if any(backend.admin is AdminState.READY for backend in up):
         return None
     what = "is up" if not up else "that is up is ready: an operator has taken them out"
-    names = ", ".join(pool.names.obstacles()) if pool.names is not None else ""
+    names = ", ".join(pool.members.names.obstacles())
     return f"pool {pool.config.name}: no backend {what}" + (f" ({names})" if names else "")
 
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from lb.server.bundle import Bundle
     from lb.server.client import Client
     from lb.server.members import Members
-    from lb.server.names import Names
     from lb.server.proxy import Introduction
     from lb.server.workers import Workers
 
@@ -108,7 +107,6 @@ class Pool:
     clients: set["Client"] = field(default_factory=set)
     table: bytes = b""  # hashed: which member has each place
     _members: "Members | None" = None
-    names: "Names | None" = None
     workers: "Workers | None" = None
     bundle: "Bundle | None" = None  # of the upstreams, if the clients share them
 

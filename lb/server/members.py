@@ -25,6 +25,7 @@ from lb.health import Monitor
 from lb.ranges import Ranges, TableFullError
 from lb.server import dismissal
 from lb.server.context import Listening, Pool, Services
+from lb.server.names import Names
 from lb.server.waiting import until
 from lb.server.weights import Weights
 
@@ -65,11 +66,13 @@ class Members:
                 self._give_back(backend)
             raise
         self.weights = Weights(pool, services)
+        self.names = Names(pool, services)
 
     def start(self) -> None:
         """Tries the backends from here on, and connects to them if clients share their upstreams."""
         for backend in self._pool.backends:
             self._start(backend)
+        self.names.follow(self._pool.config.names, self._pool.config.resolve)
 
     def seat(self, backend: Backend) -> int:
         """The number of a member in its pool, 0 and up; where clients hash, the one in the table."""

@@ -86,17 +86,15 @@ class Followed:
 
 
 class Names:
-    """Follows the names of one pool. Sets ``pool.names``."""
+    """Follows the names of one pool."""
 
     def __init__(self, pool: Pool, services: Services) -> None:
         self.followed: list[Followed] = []
         self._pool = pool
         self._services = services
-        pool.names = self
 
-    async def start(self) -> None:
-        """Follows the pool's configured names; returns when all are known, or after a moment."""
-        self.follow(self._pool.config.names, self._pool.config.resolve)
+    async def looked(self) -> None:
+        """Returns when all names have been looked up once, or after a moment."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_START):
                 for followed in self.followed:

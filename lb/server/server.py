@@ -15,7 +15,6 @@ from lb.server.inquest import Inquest
 from lb.server.listener import Listener
 from lb.server.lookup import Lookups
 from lb.server.members import Members
-from lb.server.names import Names
 from lb.server.pauses import Pauses
 from lb.server.poller import Poller
 from lb.server.poster import Poster
@@ -140,7 +139,7 @@ class Server:
                             pool.members.start()
                             if pool.workers is not None:
                                 pool.workers.open()
-                        await asyncio.gather(*(Names(pool, self._services).start() for pool in self.pools))
+                        await asyncio.gather(*(pool.members.names.looked() for pool in self.pools))
                         for listener in self.listeners:
                             listener.open()
                         self.started.set()
