@@ -119,11 +119,11 @@ static __always_inline int lb_post_length(struct lb_slot *post, __u32 available)
 /*
  * Measures what stands at offset, and accounts for whole messages. Gives the length as
  * the parser returns it, or 0 with source->paused set: there is no room. Comes after
- * lb_direct(), if the source is routed.
+ * lb_direct(), if the source is routed; denied is what that says.
  */
 static __always_inline int lb_take(struct __sk_buff *skb, struct lb_slot *source, __u32 number,
 				   struct lb_framing *framing, __u32 offset, __u32 available,
-				   bool begun)
+				   bool begun, bool denied)
 {
 	struct lb_measuring measuring = {
 		.framing = framing,
@@ -150,13 +150,14 @@ static __always_inline int lb_take(struct __sk_buff *skb, struct lb_slot *source
 		},
 	};
 	struct lb_choice choice = {};
-	bool limited = lb_limited(source), transfers = false;
+	bool limited = lb_limited(source), transfers = false, rules = false;
 	enum lb_pause why = LB_RUNNING;
 	struct lb_batch batch;
 
 	if (measuring.from_client) {
 		measuring.target = number;
 		transfers = lb_transfers(source, number, framing);
+		rules = source->routed & LB_ROUTED_RULES;
 		measuring.target_generation = lb_unknown((source->routed ? LB_APART_ROUTED : 0) |
 							 (transfers ? LB_APART_TRANSFERS : 0));
 		why = lb_choose(number, begun, &choice);
@@ -177,15 +178,22 @@ static __always_inline int lb_take(struct __sk_buff *skb, struct lb_slot *source
 		why = LB_PAUSED_FULL;
 	if (!begun && *(volatile __u32 *)&source->hold)
 		why = LB_PAUSED_HELD;
-	if (transfers) {
+	if (transfers || rules) {
 		if (!source->started)
 			source->denied = LB_NOT_DENIED;
-		if (!source->denied && lb_is_transfer(skb, number, offset, available)) {
+		if (!source->denied && denied) {
+			source->denied = LB_DENIED_RULE;
+		} else if (transfers && !source->denied &&
+			   lb_is_transfer(skb, number, offset, available)) {
 			source->denied = LB_DENIED_TRANSFER;
 			measuring.limit = 1;
 		}
-		if (source->denied == LB_DENIED_TRANSFER)
+		if (source->denied == LB_DENIED_TRANSFER || source->denied == LB_DENIED_RULE)
 			limited = false;
+		/* For the refusal. */
+		if (!begun && source->denied && framing->edits &&
+		    lb_client_full(number, source->generation))
+			why = LB_PAUSED_FULL;
 	}
 	if (limited && (begun || !why)) {
 		why = lb_allow(number, measuring.limit, begun);
@@ -234,6 +242,7 @@ int lb_parser(struct __sk_buff *skb)
 	struct lb_framing *framing;
 	struct lb_slot *slot;
 	__u32 number, available;
+	bool denied = false;
 	int length;
 
 	slot = lb_source(skb, &number);
@@ -253,8 +262,9 @@ int lb_parser(struct __sk_buff *skb)
 		return -ENOENT;
 
 	if (slot->routed)
-		lb_direct(skb, number, position.offset, available);
-	length = lb_take(skb, slot, number, framing, position.offset, available, slot->started);
+		denied = lb_direct(skb, number, position.offset, available);
+	length = lb_take(skb, slot, number, framing, position.offset, available, slot->started,
+			 denied);
 	if (slot->paused)
 		return -EAGAIN;
 	/* 0, "the header is incomplete", always starts the timer. */
@@ -276,13 +286,15 @@ static __always_inline void lb_finish_request(struct __sk_buff *skb, struct lb_s
 		client->denied = LB_DENIED_TRANSFER;
 		return;
 	}
+	if (client->routed && lb_direct(skb, number, position->offset, position->length)) {
+		client->denied = LB_DENIED_RULE;
+		return;
+	}
 	if (lb_limited(client)) {
 		if (client->denied)
 			return;
 		lb_overdraw(number, client->batched);
 	}
-	if (client->routed)
-		lb_direct(skb, number, position->offset, position->length);
 	lb_choose(number, 1, &choice);
 	if (!choice.done)
 		return;
@@ -483,6 +495,7 @@ static __always_inline int lb_forward(struct __sk_buff *skb, struct lb_slot *pos
 	__u32 number = post->post.slot, bytes = position->length;
 	struct lb_slot *source = lb_slot_of(number, post->post.generation);
 	struct lb_framing *framing;
+	bool denied = false;
 	__u64 passed;
 	int verdict;
 
@@ -492,8 +505,8 @@ static __always_inline int lb_forward(struct __sk_buff *skb, struct lb_slot *pos
 		return SK_DROP;
 	}
 	if (source->routed)
-		lb_direct(skb, number, position->offset, bytes);
-	lb_take(skb, source, number, framing, position->offset, bytes, true);
+		denied = lb_direct(skb, number, position->offset, bytes);
+	lb_take(skb, source, number, framing, position->offset, bytes, true, denied);
 	source->started = 0;
 	passed = source->passed_messages;
 	if (source->role == LB_ROLE_CLIENT)

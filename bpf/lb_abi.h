@@ -34,6 +34,8 @@ enum lb_limit {
 	LB_MAX_EDITS = 4, /* bytes of a request that its refusal changes */
 	LB_MAX_TAPS = 4, /* that are open at once: the verdict looks at each */
 	LB_SAMPLE = 64, /* leading bytes of a message that its sample shows */
+	LB_WORDS = 4, /* of a message that are remembered while tests compare them */
+	LB_MAX_TESTS = 1024, /* that the rules of one listener are made of: a bounded loop */
 };
 
 enum lb_role {
@@ -68,6 +70,7 @@ enum lb_denial {
 	LB_NOT_DENIED,
 	LB_DENIED_RATE, /* over a rate that denies */
 	LB_DENIED_TRANSFER, /* a request with many responses, on shared upstreams */
+	LB_DENIED_RULE, /* by a rule of its listener */
 };
 
 enum lb_balance {
@@ -79,10 +82,27 @@ enum lb_balance {
 
 /* What a message is hashed by. */
 enum lb_key {
+	LB_KEY_NONE, /* they are not hashed */
 	LB_KEY_FIELD, /* bytes at an offset */
 	LB_KEY_STRING, /* bytes behind their number */
 	LB_KEY_DNS_NAME, /* of the question of a DNS message over TCP, upper case as lower */
 	LB_KEY_CLIENT, /* the client's address, which user space has hashed */
+};
+
+/* Why a client's messages are looked into. */
+enum lb_routed {
+	LB_ROUTED_HASH = 1 << 0, /* they may be for a pool that is hashed */
+	LB_ROUTED_RULES = 1 << 1, /* its listener has rules */
+};
+
+/* What a test of a rule looks at. */
+enum lb_subject {
+	LB_SUBJECT_NONE, /* always holds */
+	LB_SUBJECT_MESSAGE, /* bytes from an offset on */
+	LB_SUBJECT_NAME, /* of a DNS question, upper case as lower: bytes from so many before its
+			    end on */
+	LB_SUBJECT_LABEL, /* whether a label of that name starts so many bytes before its end */
+	LB_SUBJECT_CLIENT, /* a word of the client's address, by its number */
 };
 
 enum lb_framing_flag {
@@ -119,6 +139,7 @@ enum lb_counter {
 	LB_PAUSES_ORDER,
 	LB_DROPPED_RATE_LIMITED, /* over a rate that denies */
 	LB_DROPPED_TRANSFER, /* a zone transfer, on shared upstreams */
+	LB_DROPPED_RULE, /* denied by a rule */
 	LB_REFUSALS, /* of what was dropped, requests that became their own refusals */
 	LB_COUNTERS,
 };
@@ -163,6 +184,8 @@ struct lb_framing {
 struct lb_pool {
 	enum lb_balance balance;
 	__u32 max_in_flight; /* requests on one shared upstream */
+	__u32 route; /* index of lb_routes, if its clients share their upstreams */
+	__u32 pad;
 };
 
 /* User space writes the first line, any program the second. */
@@ -171,7 +194,9 @@ struct lb_backend {
 	__u32 stride; /* LB_STRIDE * LB_WEIGHT / weight */
 	__u64 written_off; /* requests whose response can no longer come */
 	__u64 max_outstanding; /* requests; 0: no limit */
-	__u64 pad0[5];
+	__u32 pool;
+	__u32 pad;
+	__u64 pad0[4];
 
 	__u64 sent; /* requests that get a response */
 	__u64 answered;
@@ -205,7 +230,7 @@ struct lb_slot {
 	__u32 generation; /* 0: free. Every reference to a slot carries one */
 	enum lb_role role;
 	__u32 framing;
-	__u32 pool;
+	__u32 pool; /* where its messages go that no rule sends elsewhere */
 	__u32 batch;
 	__u32 backend; /* upstream: index of lb_backends */
 	__u32 traffic; /* row of lb_traffic: the sum of the client's and the upstream's */
@@ -245,9 +270,13 @@ struct lb_slot {
 	__u32 allowed; /* messages, by its rates: what is not needed is given back */
 	__u32 rate; /* client, written before insertion: its listener's; 0: none */
 	__u32 address_rate; /* the same: its address's */
-	__u32 routed; /* the same: where a message goes depends on what it says (lb_routing) */
+	enum lb_routed routed; /* the same: its messages are looked into (lb_routing) */
+	/* Client: what the message at its head goes to; the same as pool and route, but for rules. */
+	__u32 to_pool;
+	__u32 to_route;
 	__u32 listener; /* client, written before insertion: whose taps see its messages; 0: none */
 	__u32 sample; /* within the verdict: number of the first message's sample; 0: it has none */
+	__u32 pad2[14];
 
 	/* the slot as a destination: any program */
 	__u64 redirected_bytes;
@@ -373,10 +402,43 @@ struct lb_table {
 struct lb_routing {
 	/* user space, before the client is inserted */
 	__u64 hash; /* of its address */
+	__u64 address[3]; /* in network byte order, 16 bytes with zeros behind; then its version */
+	__u32 rules; /* index of lb_rules */
+	__u32 pad;
 	/* the programs of the client's socket */
 	__u64 decision; /* for the message at its head */
 	__u64 bound; /* the decision by which its latest upstream was chosen ... */
 	__u64 bound_mask; /* ... and what another one must have in common to mean the same */
+	/* scratch of lb_rules.h */
+	__u64 words[LB_WORDS]; /* that were loaded ... */
+	__u32 words_at[LB_WORDS]; /* ... from these offsets in the message, plus one; 0: none */
+	__u32 next; /* test */
+	__u32 name_end; /* offset in the message; 0: it has no whole name */
+	__u32 name_missing; /* it has not all arrived */
+	__u32 pad2;
+	__u64 labels[4]; /* a bit for each byte of the name: a label starts there */
+};
+
+/*
+ * A test of a rule: what its subject has at offset, eight bytes at most, masked. Tests are
+ * published as ranges, and only lead forward.
+ */
+struct lb_test {
+	__u64 mask; /* as the bytes lie in memory */
+	__u64 value;
+	enum lb_subject subject;
+	__u32 offset;
+	__u32 width; /* bytes that have to be there */
+	__u32 then; /* index of the test that follows if it holds, with decision 0 ... */
+	__u32 otherwise; /* ... and if it does not */
+	__u32 names; /* the first one of a range: whether any looks at the name */
+	__u64 decision; /* if it holds; see lb_decide.h */
+};
+
+/* The rules of a listener. */
+struct lb_rules {
+	__u32 first; /* index of lb_tests: switched in one store */
+	__u32 pad;
 };
 
 /* What somebody sees of a listener's messages (lb_tap.h). */
@@ -442,9 +504,9 @@ _Static_assert(sizeof(struct lb_edit) == 8, "lb_edit");
 _Static_assert(sizeof(struct lb_framing) == 32 + 9 * 32, "lb_framing");
 _Static_assert(sizeof(struct lb_backend) == 128, "lb_backend");
 _Static_assert(sizeof(struct lb_rate) == 64, "lb_rate");
-_Static_assert(sizeof(struct lb_slot) == 64 + 192 + 128, "lb_slot");
+_Static_assert(sizeof(struct lb_slot) == 64 + 256 + 128, "lb_slot");
 _Static_assert(__builtin_offsetof(struct lb_slot, consumed_bytes) == 64, "own line");
-_Static_assert(__builtin_offsetof(struct lb_slot, redirected_bytes) == 256, "own line");
+_Static_assert(__builtin_offsetof(struct lb_slot, redirected_bytes) == 320, "own line");
 _Static_assert(sizeof(struct lb_route) == 512, "lb_route");
 _Static_assert(sizeof(struct lb_marks) == 264, "lb_marks");
 _Static_assert(sizeof(struct lb_inflight_key) == 16, "lb_inflight_key");
@@ -452,10 +514,11 @@ _Static_assert(sizeof(struct lb_head) == 8 + LB_MAX_HEAD, "lb_head");
 _Static_assert(sizeof(struct lb_post) == 16, "lb_post");
 _Static_assert(sizeof(struct lb_flight) == 48, "lb_flight");
 _Static_assert(sizeof(struct lb_table) == 128 + LB_MAX_TABLE, "lb_table");
-_Static_assert(sizeof(struct lb_routing) == 32, "lb_routing");
 _Static_assert(sizeof(struct lb_tap) == 64, "lb_tap");
 _Static_assert(sizeof(struct lb_taps) == 128 + 64 * LB_MAX_TAPS, "lb_taps");
 _Static_assert(sizeof(struct lb_sample) == 72 + LB_SAMPLE, "lb_sample");
 _Static_assert(sizeof(struct lb_record) == 16, "lb_record");
+_Static_assert(sizeof(struct lb_routing) == 40 + 24 + 64 + 32, "lb_routing");
+_Static_assert(sizeof(struct lb_test) == 48, "lb_test");
 
 #endif

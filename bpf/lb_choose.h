@@ -41,7 +41,7 @@ struct lb_choice {
 static __always_inline bool lb_reserve_batch(const struct lb_slot *client, struct lb_slot *upstream,
 					     struct lb_choice *choice)
 {
-	__u32 number = client->pool, wanted = client->batch;
+	__u32 number = client->to_pool, wanted = client->batch;
 	struct lb_pool *pool = bpf_map_lookup_elem(&lb_pools, &number);
 
 	if (!pool)
@@ -70,7 +70,7 @@ __noinline int lb_try(__u32 number, __u32 place, __u32 anyhow, struct lb_choice 
 
 	if (!choice || !client)
 		return LB_PAUSED_NO_UPSTREAM;
-	key = client->route;
+	key = client->to_route;
 	route = bpf_map_lookup_elem(&lb_routes, &key);
 	if (!route)
 		return LB_PAUSED_NO_UPSTREAM;
@@ -220,13 +220,16 @@ __noinline int lb_choose(__u32 number, __u32 begun, struct lb_choice *choice)
 		return LB_PAUSED_NO_UPSTREAM;
 	choosing.bound = lb_bound(choosing.client, framing);
 	choice->limit = 1;
-	if (choosing.bound && !begun && lb_leaves(choosing.client))
-		return LB_PAUSED_ORDER;
 	if (choosing.client->routed) {
 		struct lb_routing *routing = bpf_map_lookup_elem(&lb_routing, &number);
 
 		if (!routing)
 			return LB_PAUSED_NO_UPSTREAM;
+		if (lb_denies(routing->decision)) {
+			choice->limit = LB_MAX_BATCH;
+			choice->shared = choosing.client->route != number;
+			return LB_RUNNING;
+		}
 		if (choosing.bound && !lb_means_bound(routing))
 			return LB_PAUSED_ORDER;
 		if (routing->decision == LB_INCOMPLETE) {
@@ -235,6 +238,8 @@ __noinline int lb_choose(__u32 number, __u32 begun, struct lb_choice *choice)
 			return LB_RUNNING;
 		}
 	}
+	if (choosing.bound && !begun && lb_leaves(choosing.client))
+		return LB_PAUSED_ORDER;
 	bpf_loop(2 * LB_MAX_UPSTREAMS, lb_choose_step, &choosing, 0);
 	if (choice->done)
 		return LB_RUNNING;
@@ -287,7 +292,7 @@ static __always_inline void lb_charge_requests(const struct lb_choice *c, struct
 	lb_add(&upstream->sent, (__u64)expecting - c->reserved);
 	lb_add(&client->sent, expecting);
 	lb_add(&backend->sent, expecting);
-	lb_charge(c->backend, backend->stride, client->pool, messages);
+	lb_charge(c->backend, backend->stride, client->to_pool, messages);
 }
 
 #endif

@@ -5,7 +5,9 @@
  * A decision is a number, so that two of them can be compared: messages travel
  * together only as far as theirs mean the same. From the top:
  *
- *  32 bits  LB_DECIDED
+ *   8 bits  LB_DECIDED, LB_DENY
+ *   8 bits  the pool
+ *  16 bits  the backend, plus one; 0: whichever of the pool
  *   8 bits  the member of the pool that stands at the message's place, plus one
  *  24 bits  the place in the pool's table
  *
@@ -24,12 +26,34 @@
 
 static const __u64 LB_INCOMPLETE = ~0ULL;
 static const __u64 LB_DECIDED = 1ULL << 56;
+static const __u64 LB_DENY = 1ULL << 57;
 static const __u64 LB_SAME = ~0ULL; /* what two decisions have in common that are the same ... */
 static const __u64 LB_SAME_MEMBER = ~0xffffffULL; /* ... or mean the same member */
 
+static __always_inline __u64 lb_to_pool(__u32 pool)
+{
+	return LB_DECIDED | (__u64)pool << 48;
+}
+
 static __always_inline __u64 lb_at_place(__u32 place, __u32 member)
 {
-	return LB_DECIDED | (member + 1) << 24 | place;
+	return (member + 1) << 24 | place;
+}
+
+static __always_inline bool lb_denies(__u64 decision)
+{
+	return decision != LB_INCOMPLETE && decision & LB_DENY;
+}
+
+static __always_inline __u32 lb_pool_of(__u64 decision)
+{
+	return decision >> 48 & 0xff;
+}
+
+/* Plus one; 0: none in particular. */
+static __always_inline __u32 lb_backend_of(__u64 decision)
+{
+	return decision >> 32 & 0xffff;
 }
 
 static __always_inline __u32 lb_place_of(__u64 decision)
@@ -51,6 +75,7 @@ enum lb_span {
 	LB_SPAN_THERE,
 	LB_SPAN_SHORT, /* the message ends before it does */
 	LB_SPAN_MISSING, /* it has not all arrived */
+	LB_SPAN_POINTER, /* a name that ends in a pointer */
 };
 
 /* Where a message's bytes are, and which of them are looked at. */
@@ -66,6 +91,7 @@ struct lb_message {
 	 * field, because stack is short. */
 	__u32 how;
 	__u64 hash;
+	struct lb_routing *routing; /* its client's, or NULL */
 };
 
 enum lb_dns {
@@ -135,14 +161,19 @@ static long lb_label_step(__u32 i, void *context)
 	if (bpf_skb_load_bytes(m->skb, m->offset + m->at, &count, 1))
 		return 1;
 	if (!count || count > 63) { /* the root; or a pointer, which no question begins with */
-		m->how = LB_SPAN_THERE;
+		m->how = count ? LB_SPAN_POINTER : LB_SPAN_THERE;
 		return 1;
+	}
+	if (m->routing) {
+		__u32 start = m->at - LB_DNS_QUESTION;
+
+		m->routing->labels[start >> 6 & 3] |= 1ULL << (start & 63);
 	}
 	m->at += 1 + count;
 	return 0;
 }
 
-/* Looks at the labels of a question's name with their lengths, without the root. */
+/* Looks at the labels of a question's name with their lengths, without the root or a pointer. */
 static __always_inline enum lb_span lb_look_at_name(struct lb_message *m)
 {
 	enum lb_span span;

@@ -12,6 +12,7 @@
 #include "lb_framing.h"
 #include "lb_hash.h"
 #include "lb_maps.h"
+#include "lb_rules.h"
 #include "lb_transfer.h"
 
 /* A global function, because the parser asks it in a loop: the verifier looks at it once. */
@@ -24,9 +25,20 @@ __noinline __u64 lb_decide(struct __sk_buff *skb, __u32 number, __u32 offset, __
 		.offset = offset,
 		.length = length,
 		.available = available,
+		.routing = bpf_map_lookup_elem(&lb_routing, &number),
 	};
+	__u64 decision, place;
 
-	return client ? lb_place(&message, number, client->pool) : 0;
+	if (!client || !message.routing)
+		return 0;
+	decision = lb_to_pool(client->pool);
+	if (client->routed & LB_ROUTED_RULES) {
+		decision = lb_by_rules(&message) ?: decision;
+		if (decision == LB_INCOMPLETE || decision & LB_DENY || lb_backend_of(decision))
+			return decision;
+	}
+	place = lb_place(&message, lb_pool_of(decision));
+	return place == LB_INCOMPLETE ? place : decision | place;
 }
 
 /* Of a client, as measuring.target_generation: what keeps messages apart. */
@@ -39,6 +51,7 @@ static __always_inline int lb_together(struct lb_measuring *m, __u32 offset, __u
 {
 	__u32 client = m->target;
 	struct lb_routing *routing;
+	__u64 difference;
 
 	if (m->target_generation & LB_APART_TRANSFERS &&
 	    lb_is_transfer(m->stream, client, offset, length))
@@ -48,13 +61,33 @@ static __always_inline int lb_together(struct lb_measuring *m, __u32 offset, __u
 	routing = bpf_map_lookup_elem(&lb_routing, &client);
 	if (!routing)
 		return 0;
-	return !((lb_decide(m->stream, client, offset, length, length) ^ routing->bound) &
-		 routing->bound_mask);
+	difference = lb_decide(m->stream, client, offset, length, length);
+	if (lb_denies(routing->decision))
+		return difference == routing->decision;
+	difference ^= routing->bound;
+	return !(difference & routing->bound_mask);
+}
+
+/* Turns a client to the pool that its message is for. */
+static __always_inline void lb_turn_to(struct lb_slot *client, __u32 number, __u64 decision)
+{
+	__u32 key = lb_pool_of(decision);
+	struct lb_pool *pool;
+
+	if (key == client->to_pool)
+		return;
+	pool = bpf_map_lookup_elem(&lb_pools, &key);
+	if (!pool)
+		return;
+	client->to_pool = key;
+	if (client->route != number)
+		client->to_route = pool->route;
 }
 
 /*
  * Decides on what stands at the head of the stream of the client in a slot, before
- * lb_choose(), which follows routing->decision; 0: it is no message.
+ * lb_choose(), which follows routing->decision; 0: it is no message. Says whether a rule
+ * denies it.
  */
 __noinline int lb_direct(struct __sk_buff *skb, __u32 number, __u32 offset, __u32 available)
 {
@@ -76,8 +109,17 @@ __noinline int lb_direct(struct __sk_buff *skb, __u32 number, __u32 offset, __u3
 	if (size > available || lb_load(skb, offset, client->window, size))
 		return 0;
 	seen = lb_look(framing, (const struct lb_window *)client->window, 1);
-	routing->decision =
-		seen < 0 ? 0 : lb_decide(skb, number, offset, seen & LB_MAX_LENGTH, available);
+	if (seen < 0) {
+		routing->decision = lb_to_pool(client->pool);
+		return 0;
+	}
+	routing->decision = lb_decide(skb, number, offset, seen & LB_MAX_LENGTH, available);
+	if (routing->decision == LB_INCOMPLETE)
+		return 0;
+	if (routing->decision & LB_DENY)
+		return 1;
+	if (client->routed & LB_ROUTED_RULES)
+		lb_turn_to(client, number, routing->decision);
 	return 0;
 }
 

@@ -93,19 +93,17 @@ static __always_inline enum lb_span lb_look_at_key(struct lb_message *m, const s
 	return lb_look_at(m, hash->offset, hash->width);
 }
 
-/* Where a message of a client goes, or LB_INCOMPLETE; 0: there is no table for it. */
-static __always_inline __u64 lb_place(struct lb_message *m, __u32 client, __u32 pool)
+/* Where in a pool a message goes, or LB_INCOMPLETE; 0: there is no table for it. */
+static __always_inline __u64 lb_place(struct lb_message *m, __u32 pool)
 {
 	struct lb_hash *hash = bpf_map_lookup_elem(&lb_hashes, &pool);
-	struct lb_routing *routing;
 	struct lb_table *table;
 	__u64 value, place;
 
-	if (!hash)
+	if (!hash || hash->key == LB_KEY_NONE)
 		return 0;
 	if (hash->key == LB_KEY_CLIENT) {
-		routing = bpf_map_lookup_elem(&lb_routing, &client);
-		value = routing ? routing->hash : 0;
+		value = m->routing ? m->routing->hash : 0;
 	} else {
 		if (lb_look_at_key(m, hash) == LB_SPAN_MISSING)
 			return LB_INCOMPLETE;
@@ -158,6 +156,10 @@ static long lb_members_step(__u32 i, void *context)
 		return 0;
 	number = upstream->backend;
 	bit = 1U << (upstream->member & 31);
+	/* A client with rules may have upstreams to other pools, whose members have the same
+	 * numbers. */
+	if (w->table->backends[upstream->member & (LB_MAX_UPSTREAMS - 1)] != number)
+		return 0;
 	backend = bpf_map_lookup_elem(&lb_backends, &number);
 	if (!backend || !backend->weight || w->members & bit)
 		return 0;
@@ -204,7 +206,8 @@ static long lb_member_step(__u32 i, void *context)
 	struct lb_upstream *upstream = lb_candidate(w, i);
 	__u64 load;
 
-	if (!upstream || upstream->member != w->member)
+	if (!upstream || upstream->member != w->member ||
+	    upstream->backend != w->table->backends[w->member & (LB_MAX_UPSTREAMS - 1)])
 		return 0;
 	load = lb_load_of(upstream);
 	if (w->best >= 0 && load >= w->best_load)
@@ -239,7 +242,7 @@ __noinline int lb_pick_hashed(__u32 number, __u32 excluded)
 		return -1;
 	routing->bound = routing->decision;
 	routing->bound_mask = LB_SAME;
-	key = client->pool;
+	key = client->to_pool;
 	hash = bpf_map_lookup_elem(&lb_hashes, &key);
 	if (!hash || !lb_has_place(routing->decision))
 		return -1;
@@ -247,7 +250,7 @@ __noinline int lb_pick_hashed(__u32 number, __u32 excluded)
 	w.max_load = hash->max_load;
 	key = hash->table;
 	w.table = bpf_map_lookup_elem(&lb_tables, &key);
-	key = client->route;
+	key = client->to_route;
 	w.route = bpf_map_lookup_elem(&lb_routes, &key);
 	if (!w.table || !w.route)
 		return -1;

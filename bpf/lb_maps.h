@@ -183,6 +183,23 @@ struct {
 	__uint(max_entries, 256 * 1024);
 } lb_samples SEC(".maps");
 
+/* The rules of listeners; 0 stands for none. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lb_rules);
+} lb_rules SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lb_test);
+} lb_tests SEC(".maps");
+
 /*
  * Not read by any program. User space puts lb_grace_inner into lb_grace to wait
  * until every program that runs at that moment has ended: bpf(2) returns from an

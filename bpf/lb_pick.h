@@ -7,6 +7,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "lb_abi.h"
+#include "lb_decide.h"
 #include "lb_loop.h"
 #include "lb_maps.h"
 
@@ -22,6 +23,9 @@ struct lb_picking {
 	__u64 weights; /* of the candidates so far */
 	__u32 balance;
 	__u32 excluded; /* a bit for each upstream */
+	/* Where rules decide: the only pool, and the only backend, plus one; 0: any. */
+	__u32 pool;
+	__u32 backend;
 	__s32 best;
 	__u32 shared; /* several upstreams of one backend stand side by side */
 	__u32 last; /* backend of the last candidate ... */
@@ -50,6 +54,8 @@ static long lb_pick_step(__u32 i, void *context)
 		return 0;
 	backend = bpf_map_lookup_elem(&lb_backends, &number);
 	if (!backend || !backend->weight)
+		return 0;
+	if (p->pool && (backend->pool + 1 != p->pool || (p->backend && number + 1 != p->backend)))
 		return 0;
 	if (p->shared) {
 		load = lb_load_of(upstream);
@@ -102,6 +108,8 @@ __noinline int lb_pick(__u32 number, __u32 excluded)
 		.best_time = lb_unknown(0),
 		.weights = lb_unknown(0),
 		.excluded = excluded,
+		.pool = lb_unknown(0),
+		.backend = lb_unknown(0),
 		.best = lb_unknown(-1),
 		.last = lb_unknown(0),
 		.best_backend = lb_unknown(0),
@@ -112,8 +120,16 @@ __noinline int lb_pick(__u32 number, __u32 excluded)
 
 	if (!client)
 		return -1;
-	route = client->route;
-	pool = bpf_map_lookup_elem(&lb_pools, &client->pool);
+	if (client->routed & LB_ROUTED_RULES) {
+		struct lb_routing *routing = bpf_map_lookup_elem(&lb_routing, &number);
+
+		if (!routing)
+			return -1;
+		picking.pool = lb_unknown(lb_pool_of(routing->decision) + 1);
+		picking.backend = lb_backend_of(routing->decision);
+	}
+	route = client->to_route;
+	pool = bpf_map_lookup_elem(&lb_pools, &client->to_pool);
 	picking.route = bpf_map_lookup_elem(&lb_routes, &route);
 	picking.turns = bpf_map_lookup_elem(&lb_turns, &zero);
 	if (!pool || !picking.route || !picking.turns)

@@ -80,6 +80,7 @@ __noinline int lb_refuse(struct __sk_buff *skb, __u32 number, __u32 offset, __u3
 		.end = offset + length,
 		.failed = lb_unknown(0),
 	};
+	enum lb_counter why = LB_DROPPED_RATE_LIMITED;
 	int verdict = SK_DROP;
 	__u32 key;
 
@@ -90,9 +91,11 @@ __noinline int lb_refuse(struct __sk_buff *skb, __u32 number, __u32 offset, __u3
 	x.window = client->window;
 	if (x.framing && x.framing->edits && lb_turn(&x, number, client, length, &verdict))
 		return -1;
-	lb_count(client->denied == LB_DENIED_TRANSFER ? LB_DROPPED_TRANSFER :
-							LB_DROPPED_RATE_LIMITED,
-		 client->batched);
+	if (client->denied == LB_DENIED_RULE)
+		why = LB_DROPPED_RULE;
+	else if (client->denied == LB_DENIED_TRANSFER)
+		why = LB_DROPPED_TRANSFER;
+	lb_count(why, client->batched);
 	return verdict;
 }
 

@@ -77,9 +77,11 @@ static __always_inline int lb_is_long_transfer(struct __sk_buff *skb, __u32 offs
 		.length = available,
 		.available = available,
 	};
+	enum lb_span span = lb_look_at_name(&m);
 	__u32 word;
 
-	if (lb_look_at_name(&m) != LB_SPAN_THERE || m.at + m.bytes + sizeof(word) > available ||
+	if ((span != LB_SPAN_THERE && span != LB_SPAN_POINTER) ||
+	    m.at + m.bytes + sizeof(word) > available ||
 	    bpf_skb_load_bytes(skb, offset + m.at + m.bytes, &word, sizeof(word)))
 		return 0;
 	return lb_asks_transfer(word);

@@ -28,6 +28,8 @@ MAX_KEY = 255
 TABLE = 65521
 MAX_TABLE = 1 << 16
 MAX_EDITS = 4
+WORDS = 4
+MAX_TESTS = 1024
 LOAD_UNIT = 1024
 MAX_TAPS = 4
 SAMPLE = 64
@@ -87,15 +89,34 @@ class Denial(enum.IntEnum):
     NOT_DENIED = 0
     DENIED_RATE = 1
     DENIED_TRANSFER = 2
+    DENIED_RULE = 3
 
 
 class Key(enum.IntEnum):
     """What a message is hashed by."""
 
-    FIELD = 0
-    STRING = 1
-    DNS_NAME = 2
-    CLIENT = 3
+    NONE = 0
+    FIELD = 1
+    STRING = 2
+    DNS_NAME = 3
+    CLIENT = 4
+
+
+class Routed(enum.IntFlag):
+    """Why a client's messages are looked into."""
+
+    HASH = 1
+    RULES = 2
+
+
+class Subject(enum.IntEnum):
+    """What a test of a rule looks at."""
+
+    NONE = 0
+    MESSAGE = 1
+    NAME = 2
+    LABEL = 3
+    CLIENT = 4
 
 
 class FramingFlag(enum.IntFlag):
@@ -134,8 +155,9 @@ class Counter(enum.IntEnum):
     PAUSES_ORDER = 14
     DROPPED_RATE_LIMITED = 15
     DROPPED_TRANSFER = 16
-    REFUSALS = 17
-    COUNTERS = 18
+    DROPPED_RULE = 17
+    REFUSALS = 18
+    COUNTERS = 19
 
 
 REASONS = tuple(counter for counter in Counter if counter is not Counter.COUNTERS)
@@ -189,7 +211,7 @@ class Framing(ctypes.Structure):
 class Pool(ctypes.Structure):
     """What the verdict needs of a pool."""
 
-    _fields_ = (("balance", U32), ("max_in_flight", U32))
+    _fields_ = (("balance", U32), ("max_in_flight", U32), ("route", U32), ("pad", U32))
 
 
 class Backend(ctypes.Structure):
@@ -200,7 +222,9 @@ class Backend(ctypes.Structure):
         ("stride", U32),
         ("written_off", U64),
         ("max_outstanding", U64),
-        ("pad0", U64 * 5),
+        ("pool", U32),
+        ("pad", U32),
+        ("pad0", U64 * 4),
         ("sent", U64),
         ("answered", U64),
         ("pad1", U64 * 6),
@@ -209,6 +233,7 @@ class Backend(ctypes.Structure):
     stride: int
     written_off: int
     max_outstanding: int
+    pool: int
     sent: int
     answered: int
 
@@ -278,8 +303,11 @@ class Slot(ctypes.Structure):
         ("rate", U32),
         ("address_rate", U32),
         ("routed", U32),
+        ("to_pool", U32),
+        ("to_route", U32),
         ("listener", U32),
         ("sample", U32),
+        ("pad2", U32 * 14),
         ("redirected_bytes", U64),
         ("base", U64),
         ("sent", U64),
@@ -312,6 +340,8 @@ class Slot(ctypes.Structure):
     address_rate: int
     routed: int
     listener: int
+    to_pool: int
+    to_route: int
     consumed_bytes: int
     passed_messages: int
     paused: int
@@ -462,8 +492,25 @@ class Table(ctypes.Structure):
 class Routing(ctypes.Structure):
     """What is known of a client whose messages are looked into."""
 
-    _fields_ = (("hash", U64), ("decision", U64), ("bound", U64), ("bound_mask", U64))
+    _fields_ = (
+        ("hash", U64),
+        ("address", U64 * 3),
+        ("rules", U32),
+        ("pad", U32),
+        ("decision", U64),
+        ("bound", U64),
+        ("bound_mask", U64),
+        ("words", U64 * WORDS),
+        ("words_at", U32 * WORDS),
+        ("next", U32),
+        ("name_end", U32),
+        ("name_missing", U32),
+        ("pad2", U32),
+        ("labels", U64 * 4),
+    )
     hash: int
+    address: "ctypes.Array[ctypes.c_uint64]"
+    rules: int
     decision: int
     bound: int
     bound_mask: int
@@ -562,6 +609,38 @@ class Sample(ctypes.Structure):
     bytes: "ctypes.Array[ctypes.c_uint8]"
 
 
+class Test(ctypes.Structure):
+    """A test of a rule."""
+
+    _fields_ = (
+        ("mask", U64),
+        ("value", U64),
+        ("subject", U32),
+        ("offset", U32),
+        ("width", U32),
+        ("then", U32),
+        ("otherwise", U32),
+        ("names", U32),
+        ("decision", U64),
+    )
+    mask: int
+    value: int
+    subject: int
+    offset: int
+    width: int
+    then: int
+    otherwise: int
+    names: int
+    decision: int
+
+
+class Rules(ctypes.Structure):
+    """The rules of a listener."""
+
+    _fields_ = (("first", U32), ("pad", U32))
+    first: int
+
+
 STRUCTS: dict[str, type[ctypes.Structure]] = {
     "lb_field": Field,
     "lb_edit": Edit,
@@ -589,6 +668,8 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "lb_taps": Taps,
     "lb_record": Record,
     "lb_sample": Sample,
+    "lb_test": Test,
+    "lb_rules": Rules,
 }
 
 # With what the names in C have before them.
@@ -599,6 +680,8 @@ ENUMS: dict[str, tuple[type[enum.IntEnum | enum.IntFlag], str]] = {
     "lb_denial": (Denial, "LB_"),
     "lb_balance": (Balance, "LB_"),
     "lb_key": (Key, "LB_KEY_"),
+    "lb_routed": (Routed, "LB_ROUTED_"),
+    "lb_subject": (Subject, "LB_SUBJECT_"),
     "lb_flight_state": (FlightState, "LB_FLIGHT_"),
     "lb_record_kind": (RecordKind, "LB_RECORD_"),
     "lb_fate": (Fate, "LB_FATE_"),

@@ -88,7 +88,7 @@ def _bind(settings: config.Config, listener: config.Listener) -> socket.socket:
 
 def _bind_workers(settings: config.Config) -> Iterator[tuple[str, socket.socket]]:
     """A socket for each pool that accepts workers and is in use."""
-    framings = {listener.pool: listener.framing for listener in settings.listeners}
+    framings = {pool: listener.framing for listener in settings.listeners for pool in listener.pools}
     for pool in settings.pools:
         if pool.workers is not None and pool.name in framings:
             yield pool.name, _bind_address(pool.workers.address, framings[pool.name], pool.timeouts)

@@ -67,10 +67,10 @@ class _ServerCollector(Collector):
         path = _counter("datapath_messages", "Messages by who carried them.", ("path",))
         everything, userspace = self._server.departed.all, self._server.departed.relayed
         for listening in self._server.listenings:
-            for backend in listening.pool.leaving:
+            for backend in (backend for pool in listening.pools for backend in pool.leaving):
                 row = self._server.traffic(listening, backend)
                 everything += row.requests + row.responses
-            for backend in listening.pool.backends:
+            for backend in (backend for pool in listening.pools for backend in pool.backends):
                 row = self._server.traffic(listening, backend)
                 everything += row.requests + row.responses
                 where = (listening.config.name, backend.pool, backend.name)

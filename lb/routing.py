@@ -87,11 +87,23 @@ def counted(message: bytes, offset: int, width: int, endian: Endian = Endian.BIG
 
 def dns_name(message: bytes) -> bytes:
     """The labels of the name that a DNS message over TCP asks for, in lower case, without the root."""
+    at, end = _name_end(message)
+    return message[_QUESTION : min(at, end)].lower()
+
+
+def whole_dns_name(message: bytes) -> bytes | None:
+    """The same; None if it does not end with the root, within the message and the bytes of a name."""
+    at, end = _name_end(message)
+    return message[_QUESTION:at].lower() if at < end and message[at] == 0 else None
+
+
+def _name_end(message: bytes) -> tuple[int, int]:
+    """Where the name ends, or its next label would start; and where it would have to end at the latest."""
     end = min(len(message), _QUESTION + MAX_KEY)
     at = _QUESTION
     while at < end and 0 < message[at] <= _LONGEST_LABEL:
         at += 1 + message[at]
-    return message[_QUESTION : min(at, end)].lower()
+    return at, end
 
 
 def key_hash(key: bytes) -> int:

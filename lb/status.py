@@ -43,6 +43,7 @@ class ListenerStatus(TypedDict):
     proxy_protocol: bool
     clients: int
     addresses: int
+    rules: int
     limits: LimitsStatus
     requests: int
     responses: int
@@ -194,6 +195,7 @@ class Status:
             proxy_protocol=listening.config.trusted is not None,
             clients=len(listening.clients),
             addresses=listening.clients.addresses,
+            rules=len(listening.config.rules),
             limits=LimitsStatus(
                 max_clients=listening.config.limits.max_clients,
                 max_clients_per_address=listening.config.limits.max_clients_per_address,
@@ -227,7 +229,7 @@ class Status:
         rows = [
             self._server.traffic(listening, backend)
             for listening in self._server.listenings
-            if listening.pool is pool
+            if pool in listening.pools
         ]
         return BackendStatus(
             name=backend.name,

@@ -26,6 +26,7 @@ from lb.config.model import (
     within,
 )
 from lb.config.parse import load, parse
+from lb.config.rules import hints
 
 __all__ = [
     "Address",
@@ -51,6 +52,7 @@ __all__ = [
     "Runtime",
     "Timeouts",
     "Workers",
+    "hints",
     "load",
     "parse",
     "within",

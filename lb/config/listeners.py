@@ -1,7 +1,11 @@
 """The `listeners` section: addresses, and the framing and pool behind each."""
 
-from lb.config.model import LOCAL_NETWORKS, Address, Limits, Listener, Networks, Over, Rate
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from lb.config.model import LOCAL_NETWORKS, Address, Limits, Listener, Networks, Over, Pool, Rate
 from lb.config.protocols import Protocols
+from lb.config.rules import Surroundings, read_rules
 from lb.config.scalars import (
     choice,
     integer,
@@ -13,6 +17,7 @@ from lb.config.scalars import (
 )
 from lb.config.value import Section, Value, either, refuse_duplicates, show, suggest
 from lb.framing import Framing, Ordering, Responses
+from lb.rules import Rule, pools_of
 
 _MAX_LISTENERS = 64
 _DEFAULT_PROTOCOL = "length-prefixed"
@@ -28,7 +33,7 @@ class Listeners:
 
     `pools` are the names that may be used, None if nobody knows them; `taken` says who has an address;
     `shared` are the pools whose clients share their connections, `keyed` those where what a message says
-    decides where it goes.
+    decides where it goes, `found` those without mistakes.
     """
 
     def __init__(
@@ -39,12 +44,14 @@ class Listeners:
         taken: dict[Address, str],
         shared: frozenset[str],
         keyed: frozenset[str],
+        found: Mapping[str, Pool] = MappingProxyType({}),
     ) -> None:
         self.listeners: list[Listener] = []
         self._protocols = protocols
         self._pools = pools
         self._taken = taken
         self._keyed = keyed
+        self._found = found
         self._shared: dict[str, Framing | None] = dict.fromkeys(shared)
         items = value.items("a list of listeners")
         if len(items) > _MAX_LISTENERS:
@@ -59,7 +66,9 @@ class Listeners:
                 self.listeners.append(listener)
 
     def _read_listener(self, value: Value) -> Listener | None:
-        section = value.section("name", "address", "protocol", "pool", "limits", "proxy_protocol", "trusted")
+        section = value.section(
+            "name", "address", "protocol", "pool", "rules", "limits", "proxy_protocol", "trusted"
+        )
         if section is None:
             return None
         name = section.required("name", read_name, "rpc")
@@ -69,13 +78,19 @@ class Listeners:
         pool = self._read_pool(section)
         limits = section.optional("limits", _read_limits, Limits())
         trusted = _read_trusted(section)
-        if pool in self._shared:
-            self._check_shared(section.entries.get("protocol", value), framing, pool)
-        if pool in self._keyed and framing.responses is Responses.ANY:
-            section.entries.get("protocol", value).fail(_no_key(framing, pool), "use `hash: client-address`")
+        around = Surroundings(framing, pool, self._found, self._pools)
+        no_rules: tuple[Rule, ...] = ()
+        rules = section.optional("rules", read_rules(around), no_rules)
+        for its in dict.fromkeys([*([pool] if pool is not None else []), *pools_of(rules)]):
+            if its in self._shared:
+                self._check_shared(section.entries.get("protocol", value), framing, its)
+            if its in self._keyed and framing.responses is Responses.ANY:
+                section.entries.get("protocol", value).fail(
+                    _no_key(framing, its), "use `hash: client-address`"
+                )
         if name is None or address is None or pool is None:
             return None
-        return Listener(name, address, framing, pool, limits, trusted)
+        return Listener(name, address, framing, pool, limits, trusted, rules)
 
     def _check_shared(self, value: Value, framing: Framing, pool: str) -> None:
         """Note why a framing cannot be used where clients share connections."""

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from lb.framing import Framing
 from lb.routing import Hash
+from lb.rules import Rule, pools_of
 
 
 class Balance(StrEnum):
@@ -133,6 +134,7 @@ class Listener:
 
     `trusted`: networks of the proxies in front, which say in a PROXY header whose connection it is; None:
     clients connect by themselves.
+    `rules` send messages elsewhere, or deny them.
     """
 
     name: str
@@ -141,6 +143,12 @@ class Listener:
     pool: str
     limits: Limits = Limits()
     trusted: Networks | None = None
+    rules: tuple[Rule, ...] = ()
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """The names of all pools that its messages may go to, its own first."""
+        return tuple(dict.fromkeys([self.pool, *pools_of(self.rules)]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,7 @@ def read_config(value: Value) -> Config | None:
             taken,
             pools.shared if pools else frozenset(),
             pools.keyed if pools else frozenset(),
+            {pool.name: pool for pool in pools.pools} if pools else {},
         ),
         "[{name: rpc, address: 0.0.0.0:7000}]",
     )

@@ -176,13 +176,14 @@ def _read_network(value: Value) -> IPv4Network | IPv6Network | None:
         return None
 
 
-_read_one_network: Scalar[IPv4Network | IPv6Network] = Scalar(Form(Kind.NETWORK), _read_network)
+# Networks, or single addresses.
+read_network: Scalar[IPv4Network | IPv6Network] = Scalar(Form(Kind.NETWORK), _read_network)
 
 
 def read_networks(value: Value) -> Networks | None:
     """Read a list of networks, or single addresses."""
     items = value.items("a list of networks such as [10.0.0.0/8]")
-    networks = [network for item in items if (network := _read_one_network(item))]
+    networks = [network for item in items if (network := read_network(item))]
     return tuple(networks) if items and len(networks) == len(items) else None
 
 

@@ -43,6 +43,8 @@ class Sizes:
     flights: int = 1  # places in the tables of these upstreams (flights.table_size)
     rates: int = 0  # token buckets
     hashed_pools: int = 0
+    rules: int = 0  # listeners that may have rules
+    tests: int = 0  # that all these rules are made of
     heads: bool = True  # whether any framing keeps their beginnings
 
 
@@ -65,7 +67,9 @@ def load(sizes: Sizes) -> DataPlane:
             opened.set_max_entries("lb_heads", sizes.inflight if sizes.heads else 1)
             opened.set_max_entries("lb_rates", sizes.rates + 1)  # 0 is none
             opened.set_max_entries("lb_tables", max(sizes.hashed_pools, 1))
-            if sizes.hashed_pools:
+            opened.set_max_entries("lb_rules", sizes.rules + 1)  # 0 is none
+            opened.set_max_entries("lb_tests", max(sizes.tests, 1))
+            if sizes.hashed_pools or sizes.rules:
                 opened.set_max_entries("lb_routing", sockets)
             opened.set_max_entries("lb_framings", sizes.framings)
             opened.set_max_entries("lb_backends", sizes.backends)
@@ -109,7 +113,7 @@ def _explain(error: LoadError) -> MachineError:
     if error.errno == errno.ENOMEM:
         return MachineError(
             "there is no memory for the BPF maps",
-            "lower runtime.max_connections (about 1.3 KiB of kernel memory each), or raise `ulimit -l`",
+            "lower runtime.max_connections (about 1.5 KiB of kernel memory each), or raise `ulimit -l`",
         )
     return MachineError(
         f"the kernel refuses the BPF programs: {error}",

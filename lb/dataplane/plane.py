@@ -38,6 +38,7 @@ from lb.dataplane.hashing import Hashing
 from lb.dataplane.mapped import MappedSocket
 from lb.dataplane.post import PostChannel
 from lb.dataplane.rates import Rates
+from lb.dataplane.rules import Decision, Rules, address_words
 from lb.dataplane.taps import Taps
 from lb.framing import Framing, Ordering
 from lb.libbpf import ArrayMap, ArrayOfMaps, HashMap, Object, SockMap
@@ -64,8 +65,14 @@ class Policy:
     route: int | None = None  # of the client, if it shares its upstreams
     traffic: int = 0  # the client's part of the row of the traffic counters
     rate: int = 0  # of a client: number of the listener's rate, 0 for none
-    routed: bool = False  # where a client's message goes depends on what it says
+    hashed: bool = False  # a client's message may be for a pool that is hashed
+    rules: int = 0  # of a client: number of the listener's rules, 0 for none
     listener: int = 0  # of a client: whose taps see its messages, 0 for none's
+
+    @property
+    def routed(self) -> bool:
+        """Whether a client's messages are looked into."""
+        return self.hashed or self.rules > 0
 
 
 def _check_stands(slot: abi.Slot) -> None:
@@ -112,6 +119,7 @@ class DataPlane:
         self.counters = Counters(loaded)
         self.rates = Rates(loaded)
         self.hashing = Hashing(loaded)
+        self.rules = Rules(loaded)
         self.taps = Taps(loaded)
         self.canary = Canary(self)
         self.post = PostChannel(self, max_message)
@@ -152,15 +160,17 @@ class DataPlane:
         self._in_order.discard(index)
         self.framings.release(index)
 
-    def publish_pool(self, balance: abi.Balance, max_in_flight: int = 0) -> int:
+    def publish_pool(self, balance: abi.Balance, max_in_flight: int = 0, *, route: int | None = None) -> int:
         """Makes a pool known to the programs; returns its index.
 
         Args:
             balance: how messages spread.
             max_in_flight: requests that may be outstanding on one shared upstream.
+            route: that its clients share.
         """
         index = self.pools.acquire()
-        self._pools.update(index, bytes(abi.Pool(balance=balance, max_in_flight=max_in_flight)))
+        value = abi.Pool(balance=balance, max_in_flight=max_in_flight, route=route or 0)
+        self._pools.update(index, bytes(value))
         return index
 
     def withdraw_pool(self, index: int) -> None:
@@ -185,9 +195,10 @@ class DataPlane:
         """No upstream has a table any more, and it is clear."""
         self.flights.release(table.first, table.size)
 
-    def publish_backend(self, weight: float) -> int:
-        """Makes a backend known to the programs; returns its index."""
+    def publish_backend(self, weight: float, pool: int = 0) -> int:
+        """Makes a backend of a pool known to the programs; returns its index."""
         index = self.backends.acquire()
+        self._backends[index].pool = pool
         self.set_max_outstanding(index, None)
         self.set_weight(index, weight)
         return index
@@ -262,14 +273,17 @@ class DataPlane:
                 The slot stays reserved, and nobody refers to it.
         """
         slot = self._blank_slot(ref, abi.Role.CLIENT, policy)
-        slot.route = ref.number if policy.route is None else policy.route
+        slot.route = slot.to_route = ref.number if policy.route is None else policy.route
+        slot.to_pool = policy.pool
         slot.traffic = policy.traffic
         slot.rate = policy.rate
         slot.listener = policy.listener
         slot.address_rate = address_rate
         if policy.routed:
-            slot.routed = 1
-            self._routing[ref.number] = abi.Routing(hash=key_hash(address))
+            slot.routed = abi.Routed.HASH * policy.hashed | abi.Routed.RULES * (policy.rules > 0)
+            routing = abi.Routing(hash=key_hash(address), rules=policy.rules)
+            routing.address[:] = list(address_words(address))
+            self._routing[ref.number] = routing
         return self._insert(ref, slot, sock)
 
     def insert_upstream(
@@ -551,6 +565,13 @@ class DataPlane:
         if slot.framing not in self._in_order or not (client.outstanding or (slot.open and entry.generation)):
             return None
         return entry.slot
+
+    def decision(self, client: MappedSocket) -> Decision | None:
+        """What was decided on the message in front of which a client is paused; None if nothing was."""
+        slot = self._slots[client.ref.number]
+        if not slot.routed & abi.Routed.RULES:
+            return None
+        return Decision.of(self._routing[client.ref.number].decision)
 
     def unroute(self, client: SlotRef, place: int) -> None:
         """Removes an upstream from a client's route. A program that runs right now may still use it once."""

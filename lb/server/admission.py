@@ -36,7 +36,7 @@ class Admission:
         """Starts to connect to the client's share of the backends that are not known to be down."""
         client = self._client
         chosen = self.choose()
-        if not chosen and client.listening.pool.workers is None:
+        if not chosen and all(pool.workers is None for pool in client.listening.pools):
             client.refuse("no_backend")
             return
         if client.bundle is not None:
@@ -110,7 +110,8 @@ class Admission:
                     client.retry(backend)
 
     def choose(self) -> list[Backend]:
-        """The client's share of the backends that serve."""
+        """The client's share of the backends that serve, of all pools that its messages may go to."""
         client = self._client
-        serving = [backend for backend in client.listening.pool.backends if backend.serving]
+        pools = client.listening.pools
+        serving = [backend for pool in pools for backend in pool.backends if backend.serving]
         return balance.subset(serving, client.number, abi.MAX_UPSTREAMS)

@@ -77,12 +77,12 @@ class Bundle:
         """Bytes that wait in the kernel for the backends to read."""
         return sum(upstream.backlog for upstream in self._all())
 
-    @property
-    def has_room(self) -> bool:
-        """Whether one of the upstreams would take a message now."""
+    def has_room(self, backend: int | None = None) -> bool:
+        """Whether one of the upstreams would take a message now; `backend`: the only index to look at."""
         plane = self.services.plane
         return any(
             upstream.has_room
+            and backend in (None, upstream.backend.index)
             and upstream.mapped is not None
             and upstream.mapped.outstanding < self._pool.config.max_in_flight
             and plane.accepts(upstream.backend.index)
@@ -417,9 +417,9 @@ class Bundle:
 
     # What the upstreams want of it
 
-    @property
-    def preface(self) -> bytes:
+    def preface(self, backend: Backend) -> bytes:
         """Nothing: there is no one client to name."""
+        del backend
         return b""
 
     def map_upstream(self, upstream: Upstream, sock: socket.socket) -> MappedSocket:
@@ -429,7 +429,7 @@ class Bundle:
             sock,
             self._policy,
             backend=upstream.backend.index,
-            traffic=self._pool.members.seat(upstream.backend),
+            traffic=self._pool.members.row(upstream.backend),
             table=self._tables[upstream],
         )
 

@@ -6,7 +6,7 @@ small. What needs more is refused then, and a restart is the remedy.
 """
 
 from lb import abi, config
-from lb.dataplane import Sizes, selftest, table_size
+from lb.dataplane import Sizes, rules, selftest, table_size
 from lb.server.members import SHARED_SEATS
 
 # At least so many more than the first file has. They cost little memory: of a backend, 1 KiB for each CPU.
@@ -16,6 +16,7 @@ _MORE_ROWS = 1024
 _MORE_SHARED_POOLS = 8
 _MORE_HASHED_POOLS = 2
 _MORE_RATES = 64
+_MORE_TESTS = 64 * 256  # as if each of 64 listeners had 64 rules of a few tests; 48 bytes each
 _MORE_PLACES = 16 * table_size(config.Pool("", ()).max_in_flight)
 
 
@@ -23,7 +24,7 @@ def sizes(settings: config.Config, connections: int) -> Sizes:
     """For a first configuration, and the self-test."""
     listeners = len(settings.listeners)
     backends = sum(map(_backends, settings.pools))
-    rows = sum(_rows(settings.pool(listener.pool)) for listener in settings.listeners)
+    rows = sum(_rows(settings, listener) for listener in settings.listeners)
     shared = [pool for pool in settings.pools if pool.connections is config.Connections.SHARED]
     return Sizes(
         connections=max(connections, selftest.SLOTS),  # which come back before the first client does
@@ -35,6 +36,8 @@ def sizes(settings: config.Config, connections: int) -> Sizes:
         flights=_room(sum(map(_places, shared)), _MORE_PLACES) + selftest.FLIGHTS,
         rates=_rates(settings, connections),
         hashed_pools=_room(sum(pool.hash is not None for pool in settings.pools), _MORE_HASHED_POOLS),
+        rules=_room(listeners, _MORE_LISTENERS),
+        tests=_tests(settings),
         heads=any(listener.framing.error_reply is not None for listener in settings.listeners),
     )
 
@@ -47,9 +50,18 @@ def _backends(pool: config.Pool) -> int:
     return pool.most_backends + (pool.workers.numbers if pool.workers is not None else 0)
 
 
-def _rows(pool: config.Pool) -> int:
-    """Rows of the traffic counters for each listener that uses a pool."""
-    return SHARED_SEATS if pool.connections is config.Connections.SHARED else _backends(pool)
+def _rows(settings: config.Config, listener: config.Listener) -> int:
+    """Rows of the traffic counters for a listener; of shared pools those in between have some too."""
+    names = [pool.name for pool in settings.pools]
+    places = [names.index(name) for name in listener.pools]
+    if settings.pool(listener.pool).connections is config.Connections.SHARED:
+        return SHARED_SEATS * (max(places) - min(places) + 1)
+    return sum(_backends(settings.pools[place]) for place in places)
+
+
+def _tests(settings: config.Config) -> int:
+    """Tests that rules are made of."""
+    return _room(sum(rules.count(listener.rules) for listener in settings.listeners), _MORE_TESTS)
 
 
 def _places(pool: config.Pool) -> int:

@@ -18,7 +18,8 @@ from lb.abi import Pause
 from lb.backends import Backend, backoff
 from lb.config import Timeouts
 from lb.dataplane import NO_MEMORY, MappedSocket, PeerGoneError, PostChannel
-from lb.framing import Direction, Framing, FramingError, error_reply
+from lb.dataplane.rules import Decision
+from lb.framing import Direction, Framing, FramingError, Message, error_reply
 from lb.server import ending, faults, routing, takeover
 from lb.server.admission import Admission
 from lb.server.context import Listening, Services
@@ -87,7 +88,8 @@ class Client:
         self._attempts: dict[Backend, int] = {}
         self.throttle = listening.services.buckets.join(listening.config, listening.policy.rate, self.address)
         listening.clients.add(self)
-        listening.pool.clients.add(self)
+        for pool in listening.pools:
+            pool.clients.add(self)
 
     def __str__(self) -> str:
         return f"client {self._peer} of {self.listening.config.name}"
@@ -166,17 +168,20 @@ class Client:
         if self.bundle is None:
             there = [upstream.backend for upstream in self.connected_upstreams()]
         else:
-            there = self.bundle.usable_backends
+            there = [backend for bundle in self.bundles for backend in bundle.usable_backends]
         try:
             backend = self._relay_by(there)
         except routing.SeveralBackendsError:
             self.refuse("half_closed")
             return
-        self.state = step(self.state, Event.ENDING)
         if self.bundle is not None:
+            self.state = step(self.state, Event.ENDING)
             self.run("relay", self._relay_alone(backend))
             return
-        assert backend is not None
+        if backend is None:
+            self.refuse("no_backend")
+            return
+        self.state = step(self.state, Event.ENDING)
         sock = self.upstreams[backend].unsplice()
         self.close_upstreams()
         self.run("relay", self._relay_to(backend, sock))
@@ -188,8 +193,7 @@ class Client:
                 messages = takeover.look(self.sock, self.framing, Direction.REQUEST, everything=True)
             except (FramingError, OSError):
                 messages = []  # the relay says what is wrong
-            if messages:
-                return routing.backend_of(self.listening, messages, self._key, there)
+            there = routing.candidates(self.listening, messages, self._key, there)
         return there[self.number % len(there)] if there else None
 
     async def _relay_alone(self, backend: Backend | None) -> None:
@@ -213,7 +217,7 @@ class Client:
         with sock:
             backend.connections += 1
             try:
-                await relay(self.listening, backend, self.sock, sock, self.throttle)
+                await relay(self.listening, backend, self.sock, sock, self.throttle, self._key)
             finally:
                 backend.connections -= 1
         self.close(Event.ENDED)
@@ -250,9 +254,14 @@ class Client:
         return self.listening.pool.bundle
 
     @property
-    def preface(self) -> bytes:
-        """The PROXY header that tells a backend whose connection it is, if it wants one."""
-        version = self.listening.pool.config.send_proxy
+    def bundles(self) -> "list[Bundle]":
+        """Those of all pools that its messages may go to."""
+        return [pool.bundle for pool in self.listening.pools if pool.bundle is not None]
+
+    def preface(self, backend: Backend) -> bytes:
+        """The PROXY header that tells a backend whose connection it is, if its pool wants one."""
+        pools = self.listening.pools
+        version = next(pool.config.send_proxy for pool in pools if pool.config.name == backend.pool)
         if version is None:
             return b""
         if self._endpoints is None:
@@ -395,7 +404,7 @@ class Client:
 
     def retry(self, backend: Backend) -> None:
         """Connects to a backend in a moment, later each time that it fails."""
-        if backend not in self.listening.pool.backends:
+        if not any(backend in pool.backends for pool in self.listening.pools):
             self.forget_attempts(backend)
             return
         attempt = self._attempts.get(backend, 0)
@@ -455,34 +464,55 @@ class Client:
     # While its messages wait
 
     def may_resume(self) -> bool:
-        """Whether one of its upstreams would take a message now, and its rates allow one."""
-        mapped = self.mapped
-        assert mapped is not None
-        services = self.listening.services
-        plane = services.plane
+        """Whether the message at its head may go on now, as far as that is known."""
+        assert self.mapped is not None
+        return self._may_go_on(self.mapped, self.services.plane.decision(self.mapped))
+
+    def may_send(self, message: bytes) -> bool:
+        """The same of a message that user space has taken over."""
+        assert self.mapped is not None
+        rules = self.listening.config.rules
+        decision = routing.decide(self.listening, message, self._key) if rules else None
+        return self._may_go_on(self.mapped, decision)
+
+    def _may_go_on(self, mapped: MappedSocket, decision: Decision | None) -> bool:
+        """Whether an upstream would take a message, and the rates allow it; or a refusal has room."""
+        lacks_room = self._lacks_room(mapped, decision)
+        if lacks_room or (decision is not None and decision.denied):
+            return not lacks_room
+        services = self.services
         if not services.buckets.ready(self.throttle):
             return False
-        if self._lacks_room:
-            return False
-        if self.bundle is not None:
-            return mapped.has_room and self.bundle.has_room
-        only = plane.bound_to(mapped)
+        plane = services.plane
+        only = plane.bound_to(mapped) if self.bundle is None else None
         alone = self.state is State.DRAINING and self.listening.one_at_a_time
         if only is not None and (alone or mapped.paused is Pause.PAUSED_ORDER) and mapped.outstanding:
             return False
+        if decision is not None and decision.undecided:
+            return self.bundle is None or mapped.has_room
+        if self.bundle is not None:
+            bundle = routing.pool_of(self.listening, decision).bundle
+            backend = None if decision is None else decision.backend
+            return mapped.has_room and bundle is not None and bundle.has_room(backend)
         return any(
             upstream.has_room and plane.accepts(upstream.backend.index, bound=only is not None)
-            for upstream in self.upstreams.values()
+            for upstream in self._destinations(decision)
             if only is None or upstream.ref.number == only
         )
 
-    @property
-    def _lacks_room(self) -> bool:
-        """Whether the refusals of what its rates deny have to wait for it to read."""
-        mapped = self.mapped
-        return bool(
-            mapped is not None and self.framing.refusal and self.throttle.denied_by and not mapped.has_room
-        )
+    def _lacks_room(self, mapped: MappedSocket, decision: Decision | None) -> bool:
+        """Whether the refusal of a message, if it is or may be denied, has to wait for it to read."""
+        if not self.framing.refusal or mapped.has_room:
+            return False
+        return bool(self.throttle.denied_by) or (decision is not None and decision.denied)
+
+    def _destinations(self, decision: Decision | None) -> list[Upstream]:
+        """The upstreams that a message may go to, as far as rules say."""
+        if self.bundle is None:
+            upstreams = list(self.upstreams.values())
+        else:
+            upstreams = [upstream for bundle in self.bundles for upstream in bundle.upstreams.values()]
+        return [up for up in upstreams if routing.fits(self.listening, decision, up.backend)]
 
     def resume(self) -> None:
         """Lets the programs look at its messages again."""
@@ -502,8 +532,10 @@ class Client:
         if seconds < self.listening.timeouts.queue:
             return
         pause = self.mapped.paused
-        upstreams = self.upstreams if self.bundle is None else self.bundle.upstreams
-        if pause is Pause.PAUSED_NO_UPSTREAM or not any(up.serves for up in upstreams.values()):
+        decision = self.services.plane.decision(self.mapped)
+        if decision is not None and (decision.denied or decision.undecided):
+            return  # it waits for its own room, or its own answers
+        if pause is Pause.PAUSED_NO_UPSTREAM or not any(up.serves for up in self._destinations(decision)):
             reason = "no_backend"
         elif pause is Pause.PAUSED_LIMIT:
             reason = "max_outstanding"
@@ -522,9 +554,12 @@ class Client:
         assert self.mapped is not None
         if self.mapped.paused is not Pause.PAUSED_FULL:
             return False
-        if self._lacks_room:
+        decision = self.services.plane.decision(self.mapped)
+        if self._lacks_room(self.mapped, decision):
             return self.watch_space()
-        return sum(upstream.watch_space() for upstream in self.upstreams.values()) > 0
+        if self.bundle is not None:
+            return False
+        return sum(upstream.watch_space() for upstream in self._destinations(decision)) > 0
 
     def watch_space(self) -> bool:
         """Hastens the upstreams when the connection has space; False if there is no connection."""
@@ -542,7 +577,7 @@ class Client:
         services = self.listening.services
         services.plane.take_over(mapped)
         try:
-            messages = takeover.look(self.sock, framing, Direction.REQUEST)
+            messages = self._alike(takeover.look(self.sock, framing, Direction.REQUEST))
             takeover.take(self.sock, messages)
         except FramingError as error:
             self.malformed(error.reason.value)
@@ -551,6 +586,18 @@ class Client:
         replies = [error_reply(framing, message.data) for message in messages]
         self.run("error replies", self.answer([reply for reply in replies if reply is not None]))
         services.pauses.add(self)
+
+    def _alike(self, messages: list[Message]) -> list[Message]:
+        """The first of them, and those behind it that go where it does."""
+        if not self.listening.config.rules or not messages:
+            return messages
+        decided = [routing.decide(self.listening, message.data, self._key) for message in messages]
+        return [
+            message
+            for message, _ in itertools.takewhile(
+                lambda it: it[1] == decided[0], zip(messages, decided, strict=True)
+            )
+        ]
 
     async def answer(self, replies: list[bytes]) -> None:
         """Sends the client what no backend will send it."""
@@ -601,7 +648,8 @@ class Client:
         self.sock.close()
         services.buckets.leave(self.throttle)
         self.listening.clients.discard(self)
-        self.listening.pool.clients.discard(self)
+        for pool in self.listening.pools:
+            pool.clients.discard(self)
 
     # Work that takes time
 

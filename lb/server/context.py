@@ -11,6 +11,7 @@ from lb import config
 from lb.backends import Backend
 from lb.dataplane import DataPlane, Policy
 from lb.framing import Ordering
+from lb.rules import Target
 from lb.server import faults
 from lb.server.census import Census
 from lb.server.inquest import Inquest
@@ -146,10 +147,11 @@ class Listening:
     """What a listener's clients need of it, and what they tell it."""
 
     config: config.Listener
-    pool: Pool
+    pools: tuple[Pool, ...]  # that its messages may go to: its own, then those that rules name
     policy: Policy
     services: Services
     traffic: dict[int, int] = field(default_factory=dict)  # index of a backend -> row of the counters
+    rows: tuple[int, int] | None = None  # that it has side by side: the first, and their number
     clients: Census["Client"] = field(default_factory=Census)
     introductions: set["Introduction"] = field(default_factory=set)  # clients that may become of them
     accepted: int = 0
@@ -157,6 +159,11 @@ class Listening:
     # Reasons that are known beforehand are there from the start: a rate needs a first value.
     refused: Counter[str] = field(default_factory=_no_refusals)
     protocol_errors: Counter[str] = field(default_factory=_no_errors)
+
+    @property
+    def pool(self) -> Pool:
+        """Where its messages go that no rule sends elsewhere."""
+        return self.pools[0]
 
     @property
     def timeouts(self) -> "Timeouts":
@@ -172,8 +179,11 @@ class Listening:
     @property
     def one_at_a_time(self) -> bool:
         """Whether a message for another backend waits until those before it are answered."""
-        by = self.pool.config.hash
-        return by is not None and by.by_message and self.config.framing.ordering is Ordering.FIFO
+        hashes = (pool.config.hash for pool in self.pools)
+        by_message = any(by is not None and by.by_message for by in hashes) or any(
+            rule.by_message and isinstance(rule.action, Target) for rule in self.config.rules
+        )
+        return by_message and self.config.framing.ordering is Ordering.FIFO
 
     @property
     def max_message(self) -> int:

@@ -53,7 +53,7 @@ async def after_peer(client: "Client") -> None:
                     mapped,
                     client.listening.config.framing,
                     Direction.REQUEST,
-                    room=client.may_resume,
+                    room=client.may_send,
                     ended=lambda: client.state is State.CLOSED or mapped.passed_messages > 0,
                     alone=client.listening.one_at_a_time,
                 )

@@ -78,6 +78,10 @@ class Members:
         """The number of a member in its pool, 0 and up; where clients hash, the one in the table."""
         return self._seat_of[backend]
 
+    def row(self, backend: Backend) -> int:
+        """Where clients share: what is added to a listener's rows of counters for a member."""
+        return self._pool.index * SHARED_SEATS + self._seat_of[backend]
+
     def at(self, seat: int) -> Backend | None:
         """Who has a number, perhaps on the way out."""
         return self._at.get(seat)
@@ -133,7 +137,7 @@ class Members:
 
     def _enter(self, configured: config.Backend) -> Backend:
         pool, plane = self._pool, self._services.plane
-        index = plane.publish_backend(0)
+        index = plane.publish_backend(0, pool.index)
         backend = Backend(pool.config.name, configured, pool.config.health_check or PASSIVE, index)
         plane.set_max_outstanding(index, configured.max_outstanding)
         try:
@@ -205,9 +209,8 @@ class Members:
             TableFullError: there are not enough rows to count its messages. Nothing has changed.
         """
         pool = self._pool
-        if self._shared:
-            first = self._services.plane.counters.new_traffic_rows(self._seats.size)
-            listening.policy = replace(listening.policy, traffic=first)
+        if self._shared and listening.rows is None:
+            _take_rows(listening)
         try:
             for backend in (*pool.backends, *pool.leaving):
                 self._enter_row(listening, backend)
@@ -221,14 +224,14 @@ class Members:
         """A listener is gone: it has no clients, and no program counts for it any more."""
         for backend in self._seat_of:
             self._leave_row(listening, backend)
-        if self._shared:
-            counters = self._services.plane.counters
-            counters.release_traffic_rows(listening.policy.traffic, self._seats.size)
         self._pool.listenings.remove(listening)
+        if listening.rows is not None and not any(listening in pool.listenings for pool in listening.pools):
+            self._services.plane.counters.release_traffic_rows(*listening.rows)
+            listening.rows = None
 
     def _enter_row(self, listening: Listening, backend: Backend) -> None:
         if self._shared:
-            row = listening.policy.traffic + self._seat_of[backend]
+            row = (listening.policy.traffic + self.row(backend)) % (1 << 32)
         else:
             row = self._services.plane.counters.new_traffic_rows()
         listening.traffic[backend.index] = row
@@ -271,6 +274,19 @@ class Members:
             pool.table = self._translate(table, backends)
             self._services.plane.hashing.replace(pool.index, self._indices(), pool.table)
         self._hashing = None
+
+
+def _take_rows(listening: Listening) -> None:
+    """Rows for all shared pools that a listener reaches, with the numbers in between.
+
+    Programs add what the client and what the upstream have, and whoever the client is, an upstream has the
+    same. Sums are modulo 2**32.
+    """
+    numbers = [pool.index for pool in listening.pools]
+    count = (max(numbers) - min(numbers) + 1) * SHARED_SEATS
+    first = listening.services.plane.counters.new_traffic_rows(count)
+    listening.rows = (first, count)
+    listening.policy = replace(listening.policy, traffic=(first - min(numbers) * SHARED_SEATS) % (1 << 32))
 
 
 def _seats(pool: config.Pool) -> int:

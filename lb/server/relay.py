@@ -15,7 +15,7 @@ import socket
 from lb.backends import Backend, connect_failure
 from lb.dataplane import PostChannel, sockets
 from lb.framing import Direction, Framer, Message, refusal
-from lb.server import faults
+from lb.server import faults, routing
 from lb.server.context import Listening, Relayed
 from lb.server.rates import Throttle
 from lb.server.waiting import until
@@ -47,13 +47,14 @@ async def relay(
     client: socket.socket,
     upstream: socket.socket,
     throttle: Throttle,
+    address: bytes,
 ) -> None:
     """Sends all whole messages of the client, then FIN, and gives back what comes until the backend's FIN.
 
     A client that does not get all its answers, or sent what is no message, is reset when its socket is
-    closed. The sockets stay the caller's.
+    closed. The sockets stay the caller's. ``address``: of the client, in network byte order.
     """
-    exchange = _Exchange(listening, backend, client, upstream, throttle)
+    exchange = _Exchange(listening, backend, client, upstream, throttle, address)
     try:
         async with asyncio.timeout(listening.timeouts.drain), asyncio.TaskGroup() as group:
             group.create_task(exchange.send(), name=f"requests to {backend}")
@@ -71,11 +72,13 @@ class _Exchange:
         client: socket.socket,
         upstream: socket.socket,
         throttle: Throttle,
+        address: bytes,
     ) -> None:
         self.lost = "backend_closed"  # why answers that are missing at the end did not come
         self._listening = listening
         self._backend = backend
         self._throttle = throttle
+        self._address = address
         self._client = client
         self._upstream = upstream
         self._requests = Framer(listening.config.framing, Direction.REQUEST)
@@ -92,8 +95,11 @@ class _Exchange:
         """The client's messages, then FIN."""
         while self._requests.error is None and (data := await self._read_client()):
             for message in self._requests.feed(data):
+                if routing.denies(self._listening, message.data, self._address):
+                    await self._deny(message, "rule")
+                    continue
                 if not await self._allowed():
-                    await self._deny(message)
+                    await self._deny(message, "rate_limited")
                     continue
                 self._outstanding += message.wants_response
                 self._written += len(message.data)
@@ -159,10 +165,10 @@ class _Exchange:
         await until(lambda: services.buckets.charged(throttle) != charged)
         return True
 
-    async def _deny(self, message: Message) -> None:
+    async def _deny(self, message: Message, reason: str) -> None:
         """Drops a message of the client, and answers it if the protocol has a word for that."""
         losses = self._listening.services.losses
-        losses.add("rate_limited", 1)
+        losses.add(reason, 1)
         reply = refusal(self._listening.config.framing, message.data)
         if reply is not None and await self._write_client(reply):
             losses.refused += 1

@@ -4,10 +4,13 @@ import asyncio
 import logging
 import socket
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from lb import abi, config
 from lb.backends import Backend
 from lb.dataplane import DataPlane, Policy, Traffic
+from lb.dataplane.rules import encode, to_pool
+from lb.server import routing
 from lb.server.bundle import Bundle, bundles
 from lb.server.client import Client
 from lb.server.context import Departed, Listening, Losses, Pool, Services
@@ -197,10 +200,11 @@ class Server:
             framing = listener.framing
             if framing.name not in framings:
                 framings[framing.name] = self.plane.publish_framing(framing)
-            pool = pools[listener.pool]
+            reached = tuple(pools[name] for name in listener.pools)
+            pool = reached[0]
             listening = Listening(
                 config=listener,
-                pool=pool,
+                pools=reached,
                 policy=Policy(
                     framings[framing.name],
                     pool.index,
@@ -208,29 +212,45 @@ class Server:
                     self._settings.runtime.buffer_budget,
                     route=pool.route,
                     rate=services.buckets.new(listener.limits.rate) if listener.limits.rate else 0,
-                    routed=pool.config.hash is not None,
+                    hashed=any(pool.config.hash is not None for pool in reached),
+                    rules=self._publish_rules(listener, pools),
                     listener=self.plane.taps.new_listener(),
                 ),
                 services=services,
             )
-            pool.members.join(listening)
+            for its in reached:
+                its.members.join(listening)
             self.listenings.append(listening)
             self.listeners.append(Listener(listening, sock))
             services.serve(f"idle sweep of {listener.name}", self._sweep(listening))
         for pool in self.pools:
             if pool.route is not None and pool.listenings:
-                pool.bundle = Bundle(pool, services, pool.listenings[0].policy)
+                pool.bundle = Bundle(pool, services, self._shared_policy(pool, pool.listenings[0].policy))
                 services.serve(f"requests of {pool.bundle}", pool.bundle.run())
 
     def _build_pool(self, settings: config.Pool) -> Pool:
-        index = self.plane.publish_pool(_BALANCE[settings.balance], settings.max_in_flight)
         shared = settings.connections is config.Connections.SHARED
-        pool = Pool(settings, index, self.plane.new_shared_route() if shared else None)
+        route = self.plane.new_shared_route() if shared else None
+        index = self.plane.publish_pool(_BALANCE[settings.balance], settings.max_in_flight, route=route)
+        pool = Pool(settings, index, route)
         Members(pool, settings.backends, self._services)
         sock = self._bound_workers.get(settings.name)
         if settings.workers is not None and sock is not None:
             pool.workers = Workers(pool, settings.workers, sock)
         return pool
+
+    def _publish_rules(self, listener: config.Listener, pools: Mapping[str, Pool]) -> int:
+        """The number of a listener's rules, 0 if it has none."""
+        if not listener.rules:
+            return 0
+        default = to_pool(pools[listener.pool].index)
+        return self.plane.rules.publish(encode(listener.rules, routing.decisions(pools), default))
+
+    def _shared_policy(self, pool: Pool, policy: Policy) -> Policy:
+        """That of the shared upstreams of a pool; the one given is of any listener."""
+        return replace(
+            policy, pool=pool.index, batch=pool.config.batch, route=pool.route, hashed=False, rules=0
+        )
 
     async def _sweep(self, listening: Listening) -> None:
         """Closes clients that sent nothing for the idle timeout, give or take a quarter of it."""

@@ -67,7 +67,7 @@ async def forward(
     framing: Framing,
     direction: Direction,
     *,
-    room: Callable[[], bool],
+    room: Callable[[bytes], bool],
     ended: Callable[[], bool],
     alone: bool = False,
 ) -> str | None:
@@ -78,7 +78,7 @@ async def forward(
         mapped: the source.
         framing: its framing.
         direction: of its messages.
-        room: whether one more message may be sent on.
+        room: whether a message may be sent on.
         ended: whether the source has been closed meanwhile.
         alone: a message waits for the verdict of the one before.
 
@@ -98,7 +98,7 @@ async def forward(
         if not messages:
             break
         for message in messages:
-            await until(lambda: ended() or (posted - mapped.consumed_bytes <= most and room()))  # noqa: B023
+            await until(lambda: ended() or (posted - mapped.consumed_bytes <= most and room(message.data)))  # noqa: B023
             if ended():
                 return None
             # Only now: what is not sent on is counted by whoever closes the socket.

@@ -42,8 +42,7 @@ class Owner(Protocol):
     def framing(self) -> Framing:
         """What both sides speak."""
 
-    @property
-    def preface(self) -> bytes:
+    def preface(self, backend: Backend) -> bytes:
         """What a backend is told before all messages."""
 
     def map_upstream(self, upstream: "Upstream", sock: socket.socket) -> MappedSocket:
@@ -114,7 +113,7 @@ class Upstream:
         self._services = owner.services
         self.ref = ref
         self._sock: socket.socket | None = None
-        self._preface = owner.preface
+        self._preface = owner.preface(backend)
         self._taken = 0
         self._routed = False
         self._fin = asyncio.Event()
@@ -238,7 +237,7 @@ class Upstream:
                 mapped,
                 self.owner.framing,
                 Direction.RESPONSE,
-                room=self.may_resume,
+                room=lambda _: self.may_resume(),
                 ended=lambda: self._closed,
             )
 

@@ -44,10 +44,12 @@ def plane() -> Iterator[DataPlane]:
         backends=40,
         traffic_rows=40,
         max_message=LARGEST,
-        shared_routes=1,
+        shared_routes=2,
         flights=256,
         rates=4,
         hashed_pools=4,
+        rules=4,
+        tests=4096,
     )
     with closing(load(sizes)) as plane:
         yield plane

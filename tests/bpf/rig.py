@@ -217,9 +217,9 @@ class Client(End):
 class Backend:
     """A backend as the programs know it."""
 
-    def __init__(self, plane: DataPlane, weight: int) -> None:
+    def __init__(self, plane: DataPlane, weight: int, pool: int = 0) -> None:
         self._plane = plane
-        self.index = plane.publish_backend(weight)
+        self.index = plane.publish_backend(weight, pool)
         self.row = plane.counters.new_traffic_rows()
 
     @property
@@ -246,8 +246,8 @@ class Rig:
     ) -> Policy:
         return Policy(self.plane.publish_framing(framing), self.plane.publish_pool(balance), batch)
 
-    def backend(self, weight: int = 1) -> Backend:
-        return Backend(self.plane, weight)
+    def backend(self, weight: int = 1, pool: int = 0) -> Backend:
+        return Backend(self.plane, weight, pool)
 
     def connect(
         self, host: str = "127.0.0.1", *, half_message: float = 2 * LIMIT, unacknowledged: float = 2 * LIMIT
@@ -299,11 +299,12 @@ class Rig:
 
     def share(self, framing: Framing = PREFIXED, *, max_in_flight: int = 32, batch: int = 64) -> Policy:
         """A policy whose clients share their upstreams."""
+        route = self.plane.new_shared_route()
         return Policy(
             self.plane.publish_framing(framing),
-            self.plane.publish_pool(abi.Balance.LEAST_OUTSTANDING, max_in_flight),
+            self.plane.publish_pool(abi.Balance.LEAST_OUTSTANDING, max_in_flight, route=route),
             batch,
-            route=self.plane.new_shared_route(),
+            route=route,
             traffic=0,
         )
 

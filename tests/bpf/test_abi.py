@@ -122,6 +122,8 @@ def test_the_limits_are_those_of_the_header() -> None:
         "MAX_EDITS": abi.MAX_EDITS,
         "MAX_TAPS": abi.MAX_TAPS,
         "SAMPLE": abi.SAMPLE,
+        "WORDS": abi.WORDS,
+        "MAX_TESTS": abi.MAX_TESTS,
     }
     assert abi.MAX_WINDOW == framing.MAX_WINDOW
     assert (abi.MAX_KEY, abi.TABLE) == (routing.MAX_KEY, maglev.PLACES)

@@ -57,7 +57,7 @@ class Pool:
         )
         if policy is None:
             policy = Policy(rig.plane.publish_framing(framing), index, abi.MAX_BATCH)
-        self.policy = replace(policy, routed=True)
+        self.policy = replace(policy, hashed=True)
 
     def client(self, *backends: Backend, address: bytes = b"") -> Client:
         own = self.backends if self.policy.route is None else ()

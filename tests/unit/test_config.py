@@ -445,7 +445,7 @@ def test_all_mistakes_of_a_file_are_reported_at_once() -> None:
             [
                 (
                     "1: listeners[0]: is `7`; write a mapping with the keys name, address, protocol, pool,"
-                    " limits, proxy_protocol, trusted"
+                    " rules, limits, proxy_protocol, trusted"
                 ),
                 (
                     "2: pools[0]: is `x`; write a mapping with the keys name, backends, balance, hash,"
@@ -510,7 +510,7 @@ def test_aliases_are_refused_and_not_followed() -> None:
         "33: listeners[0]: is an alias of `l`; write the value itself",
         (
             "34: listeners[1].<<: unknown key; known keys: address, limits, name, pool, protocol,"
-            " proxy_protocol, trusted"
+            " proxy_protocol, rules, trusted"
         ),
         "34: listeners[1].name: is missing; add `name: rpc`",
         "34: listeners[1].address: is missing; add `address: 0.0.0.0:7000`",
