@@ -18,6 +18,7 @@ import uvloop
 from lb import config, privileges
 from lb.admin import Admin
 from lb.dataplane import DataPlane, MachineError, load, selftest, sockets
+from lb.events import Ring, event, recorded
 from lb.framing import Framing
 from lb.metrics import Metrics
 from lb.notify import Notifier
@@ -43,6 +44,7 @@ def run(settings: config.Config, source: Path) -> None:
     """
     connections = usable_connections(settings.runtime.max_connections)
     with ExitStack() as stack:
+        events = stack.enter_context(recorded())
         plane = load(sizes(settings, connections))
         stack.callback(plane.close)
         bound = [stack.enter_context(_bind(settings, listener)) for listener in settings.listeners]
@@ -53,7 +55,7 @@ def run(settings: config.Config, source: Path) -> None:
         _log.info("%s", privileges.drop(settings.runtime.user))
         sockets.require_buffer(max(listener.framing.max_message for listener in settings.listeners))
         selftest.require(plane)
-        uvloop.run(_serve(settings, source, plane, bound, workers, admin_socket, notifier))
+        uvloop.run(_serve(settings, source, plane, bound, workers, admin_socket, notifier, events))
 
 
 def usable_connections(wanted: int) -> int:
@@ -120,10 +122,11 @@ async def _serve(
     workers: dict[str, socket.socket],
     admin_socket: socket.socket | None,
     notifier: Notifier,
+    events: Ring,
 ) -> None:
     server = Server(settings, plane, bound, workers)
     status = Status(server, source)
-    admin = Admin(Metrics(server), status, server.tapping)
+    admin = Admin(Metrics(server), status, server.tapping, events)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     serving = asyncio.current_task()
@@ -148,6 +151,7 @@ async def _serve(
                     listener.address,
                     listening.config.framing.name,
                     listening.config.pool,
+                    extra=event("listener", listener=listening.config.name, address=listener.address),
                 )
             if admin_socket is not None:
                 _log.info("admin: http://%s:%d", *admin_socket.getsockname()[:2])
@@ -175,10 +179,10 @@ def _listen_to_signals(stop: asyncio.Event, serving: asyncio.Task[None], ending:
             ending()
         if stop.is_set() or number is signal.SIGINT:
             if not serving.cancelling():  # again, it would cut the orderly end short
-                _log.info("%s: closing at once", number.name)
+                _log.info("%s: closing at once", number.name, extra=event("process"))
                 serving.cancel()
         else:
-            _log.info("%s: draining; once more closes at once", number.name)
+            _log.info("%s: draining; once more closes at once", number.name, extra=event("process"))
             stop.set()
 
     # Not as handlers of the loop, between whose end and ours signals have their default action.

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from lb import config
+from lb.events import event
 
 _log = logging.getLogger(__name__)
 
@@ -111,14 +112,16 @@ class Backend:
             return
         if state is AdminState.MAINT:
             self.health, self._run = Health.UNKNOWN, 0  # nobody looks any more: what was known grows old
-        _log.info("backend %s: %s (was %s)", self, state.value, before.value)
+        about = event("admin", pool=self.pool, backend=self.name, admin=state.value)
+        _log.info("backend %s: %s (was %s)", self, state.value, before.value, extra=about)
         self._changed()
 
     def set_weight(self, weight: int | None) -> None:
         """Changes its share of the messages, 0 to :data:`MOST_WEIGHT`; None: back to the configured one."""
         before, self._weight = self.weight, weight
         if self.weight != before:
-            _log.info("backend %s: weight %d (was %d)", self, self.weight, before)
+            about = event("weight", pool=self.pool, backend=self.name, weight=self.weight)
+            _log.info("backend %s: weight %d (was %d)", self, self.weight, before, extra=about)
             self._changed()
 
     def connected(self) -> None:
@@ -149,6 +152,14 @@ class Backend:
             health.value,
             before.value,
             reason,
+            extra=event(
+                "health",
+                pool=self.pool,
+                backend=self.name,
+                health=health.value,
+                before=before.value,
+                reason=reason,
+            ),
         )
         self._changed()
 

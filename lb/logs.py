@@ -8,6 +8,8 @@ import time
 import traceback
 from typing import Literal
 
+from lb.events import told
+
 Format = Literal["text", "json"]
 
 
@@ -34,6 +36,8 @@ class _Json(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if (what := told(record)) is not None:
+            entry |= {"event": what.kind, "about": what.about}
         if record.exc_info and record.exc_info[1] is not None:
             entry["traceback"] = "".join(traceback.format_exception(record.exc_info[1]))
         return json.dumps(entry)

@@ -44,7 +44,7 @@ class Commands:
         pool, name = request.match_info["pool"], request.match_info["backend"]
         backend = self._status.find(pool, name)
         if backend is None:
-            raise _refusal(web.HTTPNotFound, f"there is no backend {pool}/{name}; GET /status lists them")
+            raise refusal(web.HTTPNotFound, f"there is no backend {pool}/{name}; GET /status lists them")
         return backend
 
     def _answer(self, backend: Backend) -> web.Response:
@@ -58,12 +58,13 @@ async def _read_weight(request: web.Request) -> int:
         body = None
     weight = body.get("weight") if isinstance(body, dict) else None
     if type(weight) is not int:  # True is an int too
-        raise _refusal(web.HTTPUnprocessableEntity, 'the body must be JSON such as {"weight": 2}')
+        raise refusal(web.HTTPUnprocessableEntity, 'the body must be JSON such as {"weight": 2}')
     if not 0 <= weight <= MOST_WEIGHT:
         why = "0 takes no new messages; the kernel's turns are too coarse for more"
-        raise _refusal(web.HTTPUnprocessableEntity, f"{weight} is outside 0..{MOST_WEIGHT} ({why})")
+        raise refusal(web.HTTPUnprocessableEntity, f"{weight} is outside 0..{MOST_WEIGHT} ({why})")
     return weight
 
 
-def _refusal(kind: type[web.HTTPClientError], why: str) -> web.HTTPClientError:
+def refusal(kind: type[web.HTTPClientError], why: str) -> web.HTTPClientError:
+    """The answer to a request that cannot be done; says why."""
     return kind(text=json.dumps({"error": why}), content_type="application/json")

@@ -5,25 +5,30 @@ import socket
 from aiohttp import web
 
 from lb.admin import guard
-from lb.admin.commands import Commands
+from lb.admin.commands import Commands, refusal
 from lb.admin.dashboard import Dashboard
 from lb.admin.tap import TapPage
+from lb.events import Ring
 from lb.metrics import CONTENT_TYPE, Metrics
 from lb.server import Tapping
 from lb.status import Status
+
+_DIGITS = 15  # of the number of an event: what a JSON number can hold
 
 
 class Admin:
     """Serves HTTP on a bound socket."""
 
-    def __init__(self, metrics: Metrics, status: Status, tapping: Tapping) -> None:
+    def __init__(self, metrics: Metrics, status: Status, tapping: Tapping, events: Ring) -> None:
         self._metrics = metrics
         self._status = status
+        self._events = events
         application = web.Application(middlewares=[guard.changes])
         application.router.add_get("/metrics", self._get_metrics)
         application.router.add_get("/healthz", self._get_healthz)
         application.router.add_get("/readyz", self._get_readyz)
         application.router.add_get("/status", self._get_status)
+        application.router.add_get("/events", self._get_events)
         Commands(status).add_to(application.router)
         TapPage(tapping).add_to(application.router)
         Dashboard().add_to(application.router)
@@ -53,3 +58,9 @@ class Admin:
 
     async def _get_status(self, _: web.Request) -> web.Response:
         return web.json_response(self._status.snapshot())
+
+    async def _get_events(self, request: web.Request) -> web.Response:
+        after = request.query.get("after", "0")
+        if not (after.isascii() and after.isdigit() and len(after) <= _DIGITS):
+            raise refusal(web.HTTPUnprocessableEntity, "`after` is the number of an event, 0 for all")
+        return web.json_response(self._events.after(int(after)))

@@ -21,6 +21,7 @@ from dataclasses import replace
 
 from lb import abi, config, maglev
 from lb.backends import Backend
+from lb.events import event
 from lb.health import Monitor
 from lb.ranges import Ranges, TableFullError
 from lb.server import dismissal
@@ -102,7 +103,8 @@ class Members:
         self.weights.add(backend)
         self._rehash()
         if dial:
-            _log.info("backend %s at %s has come", backend, configured.address)
+            about = event("member", pool=backend.pool, backend=backend.name, change="comes")
+            _log.info("backend %s at %s has come", backend, configured.address, extra=about)
             self._start(backend)
         return backend
 
@@ -119,7 +121,8 @@ class Members:
             monitor.cancel()
         self.weights.remove(backend)
         self._rehash()
-        _log.info("backend %s leaves: %s", backend, reason)
+        about = event("member", pool=backend.pool, backend=backend.name, change="leaves")
+        _log.info("backend %s leaves: %s", backend, reason, extra=about)
         self._services.spawn(f"farewell of {backend}", self._leave(backend))
 
     def reweigh(self, backend: Backend) -> None:

@@ -10,8 +10,10 @@ from lb import abi, config
 from lb.backends import Backend
 from lb.dataplane import DataPlane, Policy, Traffic
 from lb.dataplane.rules import encode, to_pool
+from lb.events import event
 from lb.server import routing
 from lb.server.bundle import Bundle, bundles
+from lb.server.bursts import Bursts, Count
 from lb.server.client import Client
 from lb.server.context import Departed, Listening, Losses, Pool, Services
 from lb.server.inquest import Inquest
@@ -89,6 +91,15 @@ class Server:
             counts[reason] = counts.get(reason, 0) + messages
         return counts
 
+    def _bursts(self) -> dict[Count, int]:
+        """What happens to clients and messages that may be many."""
+        counts = {Count("dropped", "", reason): number for reason, number in self.dropped_messages().items()}
+        for listening in self.listenings:
+            name = listening.config.name
+            for kind, found in (("refused", listening.refused), ("malformed", listening.protocol_errors)):
+                counts.update((Count(kind, name, reason), number) for reason, number in found.items())
+        return counts
+
     def refusals(self) -> int:
         """Messages among those that were answered by the protocol's refusal."""
         return self.plane.counters.messages(abi.Counter.REFUSALS) + self.losses.refused
@@ -119,6 +130,7 @@ class Server:
                     background.create_task(quiescence.run(), name="quiescence"),
                     background.create_task(pauses.run(), name="pauses"),
                     background.create_task(inquest.run(), name="inquest"),
+                    background.create_task(Bursts(self._bursts).run(), name="bursts"),
                 ]
                 try:
                     async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as connections:
@@ -152,7 +164,7 @@ class Server:
                         for bundle in bundles(self.pools):
                             await bundle.drain()
                 except TimeoutError:
-                    _log.warning("not drained within %g s", self._drain_limit())
+                    _log.warning("not drained within %g s", self._drain_limit(), extra=event("process"))
                 for task in list(self._services.serving):
                     task.cancel()
         finally:
@@ -182,7 +194,7 @@ class Server:
         self.draining = True
         self._close_doors()
         clients = self._clients()
-        _log.info("draining %d clients", len(clients))
+        _log.info("draining %d clients", len(clients), extra=event("process"))
         for client in clients:
             with client.guard:
                 client.shut_down()

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from lb import balance
 from lb.backends import Backend, Health
+from lb.events import event
 from lb.server import dismissal
 from lb.server.context import Pool, Services
 
@@ -140,6 +141,7 @@ class Weights:
                 pool.config.name,
                 last,
                 self._last,
+                extra=event("level", pool=pool.config.name, priority=last),
             )
             self._last = last
         for backend in pool.backends:

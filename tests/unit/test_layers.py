@@ -24,6 +24,7 @@ LAYERS = (
     ("lb.libbpf",),
     ("lb.abi",),
     ("lb.dataplane",),
+    ("lb.events",),
     ("lb.backends", "lb.health", "lb.server"),
     ("lb.status",),
     ("lb.metrics", "lb.privileges"),
@@ -35,7 +36,7 @@ LAYERS = (
 PURE = LAYERS[0]
 FORBIDDEN = {
     "asyncio": (*PURE, "lb.libbpf", "lb.abi", "lb.dataplane"),
-    "uvloop": tuple(name for layer in LAYERS[:8] for name in layer),
+    "uvloop": tuple(name for layer in LAYERS[:9] for name in layer),
     "time": PURE,
     "lb.abi": ("lb.libbpf",),
 }
