@@ -137,6 +137,8 @@ class Status:
             return ["starting"]
         if server.draining:
             return ["draining"]
+        if server.leaving:
+            return ["shutting down: new clients are still served"]
         reasons = [_darkness(pool) for pool in server.pools]
         return [] if None in reasons else [reason for reason in reasons if reason is not None]
 
@@ -183,6 +185,8 @@ class Status:
     def _state(self) -> str:
         if self._server.draining:
             return "draining"
+        if self._server.leaving:
+            return "leaving"
         return "serving" if self._server.started.is_set() else "starting"
 
     def _listener(self, address: str, listening: Listening) -> ListenerStatus:

@@ -83,11 +83,15 @@ class Admin:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """Who serves (None: whoever starts the process), the most sockets, and the most bytes waiting for one."""
+    """Who serves (None: whoever starts the process), the most sockets, and the most bytes waiting for one.
+
+    `shutdown_delay`: seconds in which new clients are still served after SIGTERM, though it is not ready.
+    """
 
     user: str | None = "nobody"
     max_connections: int = 65536
     buffer_budget: int = 1 << 20
+    shutdown_delay: float = 0.0
 
 
 class ProxyVersion(StrEnum):

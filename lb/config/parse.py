@@ -8,7 +8,7 @@ from lb.config.listeners import Listeners
 from lb.config.model import Admin, Config, Runtime
 from lb.config.pools import Pools
 from lb.config.protocols import Protocols
-from lb.config.scalars import integer, read_listen_address, read_name, size
+from lb.config.scalars import duration, integer, read_listen_address, read_name, size
 from lb.config.units import format_size
 from lb.config.value import Value
 
@@ -81,7 +81,7 @@ def _read_admin(value: Value) -> Admin | None:
 
 
 def _read_runtime(value: Value) -> Runtime | None:
-    section = value.section("user", "max_connections", "buffer_budget")
+    section = value.section("user", "max_connections", "buffer_budget", "shutdown_delay")
     if section is None:
         return None
     default = Runtime()
@@ -96,5 +96,10 @@ def _read_runtime(value: Value) -> Runtime | None:
             "buffer_budget",
             size(64 << 10, 1 << 30, "less stops a peer at each scheduling delay, more is no bound"),
             default.buffer_budget,
+        ),
+        shutdown_delay=section.optional(
+            "shutdown_delay",
+            duration(0.0, 300.0, "who sends clients here looks every few seconds; more only delays restarts"),
+            default.shutdown_delay,
         ),
     )

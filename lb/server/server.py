@@ -58,6 +58,7 @@ class Server:
         self.listeners: list[Listener] = []
         self.losses = Losses()
         self.tapping = Tapping(plane.taps, self)
+        self.leaving = False  # it is going to end, and says so, but still serves whoever comes
         self.draining = False
         self.started = asyncio.Event()
         self._services: Services
@@ -159,6 +160,7 @@ class Server:
                             listener.open()
                         self.started.set()
                         await stop.wait()
+                        await self._leave()
                         limit.reschedule(loop.time() + self._drain_limit())
                         await self._drain()
                         for bundle in bundles(self.pools):
@@ -189,6 +191,14 @@ class Server:
 
     def _drain_limit(self) -> float:
         return max(pool.config.timeouts.drain for pool in self.pools)
+
+    async def _leave(self) -> None:
+        """Gives those who send clients here time to see that it is not ready any more."""
+        self.leaving = True
+        delay = self._settings.runtime.shutdown_delay
+        if delay:
+            _log.info("not ready; listeners close in %g s", delay, extra=event("process"))
+            await asyncio.sleep(delay)
 
     async def _drain(self) -> None:
         self.draining = True

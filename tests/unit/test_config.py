@@ -609,6 +609,13 @@ def test_limits_are_where_they_are_said_to_be(key: str, low: tuple[str, str], hi
         assert line.endswith(f"; use {limit} {remedy}")
 
 
+def test_a_shutdown_is_delayed_by_minutes_at_most() -> None:
+    text = MINIMAL + "runtime: {shutdown_delay: N}\n"
+    for number, seconds in (("0s", 0), ("250ms", 0.25), ("5m", 300)):
+        assert parse(text.replace("N", number), "").runtime.shutdown_delay == seconds
+    assert " 301s is outside 0ms..5m (" in refusal(text.replace("N", "301s"))
+
+
 def test_a_weight_is_within_0_to_256() -> None:
     two = MINIMAL.replace(
         "[{name: a,", "[{name: b, weight: 256, address: 127.0.0.1:80}, {name: a, weight: W,"
