@@ -117,6 +117,7 @@ class ServerStatus(TypedDict):
     not_ready_because: list[str]
     sockets: int
     max_sockets: int
+    buffered_bytes: int
     dropped_messages: dict[str, int]
     listeners: list[ListenerStatus]
     pools: list[PoolStatus]
@@ -174,6 +175,7 @@ class Status:
             not_ready_because=obstacles,
             sockets=server.plane.slots.in_use,
             max_sockets=server.plane.slots.size,
+            buffered_bytes=server.buffered_bytes(),
             dropped_messages=server.dropped_messages(),
             listeners=[
                 self._listener(listener.address, listening)

@@ -76,6 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="for machines")
     status.set_defaults(module="status")
 
+    top = commands.add_parser("top", help="messages a second, durations and state of each backend, live")
+    _add_admin(top)
+    top.add_argument("--interval", type=_seconds, default=1.0, metavar="SECONDS", help="default: 1")
+    top.add_argument("--once", action="store_true", help="one interval, then exit")
+    top.add_argument("--json", action="store_true", help="for machines: a line for each interval")
+    top.set_defaults(module="top")
+
     for name, what in _CHANGES.items():
         change = commands.add_parser(name, help=what)
         change.add_argument("backend", type=_backend, metavar="POOL/BACKEND")
