@@ -423,6 +423,44 @@ def test_fifo_waits_rather_than_change_while_something_is_outstanding(rig: Rig, 
     assert client.upstreams[1].redirected_bytes == 0
 
 
+def test_fifo_leaves_a_backend_of_weight_0_when_it_is_owed_nothing(rig: Rig) -> None:
+    leaving = rig.backend()
+    client = rig.client(rig.policy(FIFO, batch=1), leaving, rig.backend())
+    first, second = (upstream.far for upstream in client.upstreams)
+    with one_cpu():
+        client.far.sendall(message(0))
+        expect(first, message(0))
+        # One that has begun cannot wait, and goes where the answers are in order.
+        client.far.sendall(message(1)[:3])
+        until_equal(lambda: client.mapped.undecided, 3)
+        rig.plane.set_weight(leaving.index, 0)
+        client.far.sendall(message(1)[3:] + message(2))
+        expect(first, message(1))
+        until_equal(lambda: client.mapped.paused, Pause.PAUSED_ORDER)
+        assert rig.counted(Counter.PAUSES_ORDER) == 1
+        first.sendall(message(0) + message(1))
+        expect(client.far, message(0) + message(1))
+        rig.resume(client)
+        expect(second, message(2))
+
+
+def test_fifo_stays_with_a_backend_of_weight_0_that_may_still_answer_quiet_requests(rig: Rig) -> None:
+    """To wait for these would be to wait for ever."""
+    leaving = rig.backend()
+    client = rig.client(rig.policy(MARKED_ANY, batch=1), leaving, rig.backend())
+    first, second = (upstream.far for upstream in client.upstreams)
+    with one_cpu():
+        client.far.sendall(marked(1, QUIET))
+        expect(first, marked(1, QUIET))
+        rig.plane.set_weight(leaving.index, 0)
+        client.far.sendall(marked(2))
+        expect(first, marked(2))
+        first.sendall(marked(2, RESPONSE))
+        expect(client.far, marked(2, RESPONSE))
+        client.far.sendall(marked(3))
+        expect(second, marked(3))
+
+
 def test_fifo_drops_what_nobody_asked_for(rig: Rig) -> None:
     client = rig.client(rig.policy(FIFO), rig.backend())
     upstream = client.upstreams[0].far
