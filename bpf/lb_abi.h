@@ -491,8 +491,10 @@ struct lb_sample {
 	__u32 backend; /* unless it was denied */
 	__u32 length; /* of the message */
 	__u32 batch; /* messages that travel together, of which this is the first */
-	__u32 port; /* of the client */
-	__u32 family; /* of its address: AF_INET, AF_INET6 */
+	__u32 client; /* slot and generation ... */
+	__u32 client_generation;
+	__u32 port; /* ... and who it is for its socket */
+	__u32 family; /* AF_INET, AF_INET6 */
 	__u32 address[4]; /* network byte order */
 	__u32 shown; /* bytes */
 	__u32 pad;
@@ -516,7 +518,7 @@ _Static_assert(sizeof(struct lb_flight) == 48, "lb_flight");
 _Static_assert(sizeof(struct lb_table) == 128 + LB_MAX_TABLE, "lb_table");
 _Static_assert(sizeof(struct lb_tap) == 64, "lb_tap");
 _Static_assert(sizeof(struct lb_taps) == 128 + 64 * LB_MAX_TAPS, "lb_taps");
-_Static_assert(sizeof(struct lb_sample) == 72 + LB_SAMPLE, "lb_sample");
+_Static_assert(sizeof(struct lb_sample) == 80 + LB_SAMPLE, "lb_sample");
 _Static_assert(sizeof(struct lb_record) == 16, "lb_record");
 _Static_assert(sizeof(struct lb_routing) == 40 + 24 + 64 + 32, "lb_routing");
 _Static_assert(sizeof(struct lb_test) == 48, "lb_test");

@@ -139,6 +139,8 @@ __noinline int lb_sample(struct __sk_buff *skb, __u32 number, __u32 offset)
 	sample->life = taps->taps[place].life;
 	sample->length = seen & LB_MAX_LENGTH;
 	sample->batch = client->batched;
+	sample->client = number;
+	sample->client_generation = client->generation;
 	sample->backend = upstream ? upstream->backend : 0;
 	if (denied)
 		sample->fate = LB_FATE_DENIED;

@@ -588,6 +588,8 @@ class Sample(ctypes.Structure):
         ("backend", U32),
         ("length", U32),
         ("batch", U32),
+        ("client", U32),
+        ("client_generation", U32),
         ("port", U32),
         ("family", U32),
         ("address", U32 * 4),
@@ -602,6 +604,8 @@ class Sample(ctypes.Structure):
     backend: int
     length: int
     batch: int
+    client: int
+    client_generation: int
     port: int
     family: int
     address: "ctypes.Array[ctypes.c_uint32]"

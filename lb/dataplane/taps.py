@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lb import abi
 from lb.libbpf import ArrayMap, Map, Object, RingReader
+from lb.slots import SlotRef
 
 _SECOND = 1_000_000_000
 
@@ -19,7 +20,8 @@ class Sample:
     place: int  # of the tap
     life: int
     time: int  # nanoseconds of CLOCK_MONOTONIC
-    client: str
+    ref: SlotRef  # of the client
+    client: str  # its address, as its socket has it
     backend: int | None  # index; None: it was denied
     length: int  # bytes of the message
     batch: int  # messages that travelled together, of which this was the first
@@ -115,6 +117,7 @@ def _decode(record: bytes) -> Sample | Answer:
         place=sample.tap,
         life=sample.life,
         time=head.time,
+        ref=SlotRef(sample.client, sample.client_generation),
         client=_endpoint(sample),
         backend=None if fate is abi.Fate.DENIED else sample.backend,
         length=sample.length,

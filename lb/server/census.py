@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
+from lb.slots import SlotRef
+
 
 class Resident(Protocol):
     """Who is counted, once."""
@@ -11,6 +13,10 @@ class Resident(Protocol):
     @property
     def address(self) -> str:
         """The IP address that it comes from; stays the same."""
+
+    @property
+    def ref(self) -> SlotRef:
+        """Its own as long as it is there."""
 
 
 R = TypeVar("R", bound=Resident)
@@ -25,28 +31,31 @@ class Census(Generic[R]):
     __slots__ = ("_addresses", "_clients")
 
     def __init__(self) -> None:
-        self._clients: set[R] = set()
+        self._clients: dict[SlotRef, R] = {}
         self._addresses: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._clients)
 
     def __iter__(self) -> Iterator[R]:
-        return iter(self._clients)
+        return iter(self._clients.values())
 
     def add(self, client: R) -> None:
         """A client has come; one that is there already is not counted twice."""
-        if client not in self._clients:
-            self._clients.add(client)
+        if client.ref not in self._clients:
+            self._clients[client.ref] = client
             self._addresses[client.address] += 1
 
     def discard(self, client: R) -> None:
         """A client has left, if it was there."""
-        if client in self._clients:
-            self._clients.remove(client)
+        if self._clients.pop(client.ref, None) is not None:
             self._addresses[client.address] -= 1
             if not self._addresses[client.address]:
                 del self._addresses[client.address]
+
+    def find(self, ref: SlotRef) -> R | None:
+        """Whose slot that is."""
+        return self._clients.get(ref)
 
     def at(self, address: str) -> int:
         """How many clients come from an address."""

@@ -95,6 +95,12 @@ class Client:
         return f"client {self._peer} of {self.listening.config.name}"
 
     @property
+    def endpoint(self) -> str:
+        """Where it comes from, as it, or the proxy in front, has said."""
+        host, port = self._peer
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    @property
     def _key(self) -> bytes:
         """Its address, by which its messages may be hashed."""
         return ip_address(self.address).packed

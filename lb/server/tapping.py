@@ -10,12 +10,15 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
-from typing import Final, Protocol, TypedDict
+from typing import TYPE_CHECKING, Final, Protocol, TypedDict
 
 from lb.abi import Fate
 from lb.backends import Backend
 from lb.dataplane import Answer, NoTapError, Sample, Taps
 from lb.server.context import Listening, Pool
+
+if TYPE_CHECKING:
+    from lb.server.client import Client
 
 PATIENCE: Final = 10.0  # seconds for a response, and the memory of a sample
 MOST_SAMPLES: Final = 1000  # a second, of one viewer: a few percent of one processor
@@ -23,7 +26,8 @@ _BACKLOG: Final = 4096  # lines that a viewer may leave unread
 _SWEEP: Final = 0.5  # seconds
 _NANO: Final = 1_000_000_000
 
-_WITHOUT_DURATION = {
+_OUTCOMES = {
+    Fate.AWAITED: "unanswered",  # yet
     Fate.UNTIMED: "untimed",
     Fate.QUIET: "no-response",
     Fate.DENIED: "denied",
@@ -66,14 +70,15 @@ class _World(Protocol):
 @dataclass(slots=True)
 class _Outstanding:
     viewer: "Viewer"
-    sample: Sample
-    backend: Backend | None
+    line: Line
+    since: int  # nanoseconds of the programs' clock
 
 
 class Viewer:
     """Who looks at a listener. Iterate over :meth:`lines`, and close it."""
 
-    def __init__(self, tapping: "Tapping", place: int, life: int) -> None:
+    def __init__(self, tapping: "Tapping", listening: Listening, place: int, life: int) -> None:
+        self.listening = listening
         self.place = place
         self.life = life
         self.lost = 0  # samples, in the kernel or here
@@ -124,14 +129,14 @@ class Tapping:
             UnknownListenerError: there is none of this name.
             TooManyViewersError: as many look already as can.
         """
-        numbers = [each.policy.listener for each in self._world.listenings if each.config.name == name]
-        if not numbers:
+        named = [each for each in self._world.listenings if each.config.name == name]
+        if not named:
             names = ", ".join(each.config.name for each in self._world.listenings)
             raise UnknownListenerError(f"there is no listener {name}; there are: {names}")
         if not self._viewers:
             self._taps.read()  # late answers to nobody
         try:
-            place, life = self._taps.open(numbers[0], rate)
+            place, life = self._taps.open(named[0].policy.listener, rate)
         except NoTapError:
             raise TooManyViewersError(
                 f"{len(self._viewers)} taps are open, and there cannot be more: close one"
@@ -140,7 +145,7 @@ class Tapping:
             loop = asyncio.get_running_loop()
             loop.add_reader(self._taps.fileno(), self._read)
             self._sweeping = loop.call_later(_SWEEP, self._sweep)
-        viewer = self._viewers[place, life] = Viewer(self, place, life)
+        viewer = self._viewers[place, life] = Viewer(self, named[0], place, life)
         return viewer
 
     def leave(self, viewer: Viewer) -> int:
@@ -166,14 +171,16 @@ class Tapping:
             if isinstance(record, Answer):
                 asked = self._outstanding.pop(record.number, None)
                 if asked is not None:
-                    took = (record.time - asked.sample.time) / _NANO
-                    asked.viewer.show(_line(asked.sample, asked.backend, "answered", took))
+                    asked.line["duration_seconds"] = (record.time - asked.since) / _NANO
+                    asked.line["outcome"] = "answered"
+                    asked.viewer.show(asked.line)
             elif viewer := self._viewers.get((record.place, record.life)):
                 backend = None if record.backend is None else backends.get(record.backend)
+                line = _line(record, viewer.listening.clients.find(record.ref), backend)
                 if record.fate is Fate.AWAITED:
-                    self._outstanding[record.number] = _Outstanding(viewer, record, backend)
+                    self._outstanding[record.number] = _Outstanding(viewer, line, record.time)
                 else:
-                    viewer.show(_line(record, backend, _WITHOUT_DURATION[record.fate]))
+                    viewer.show(line)
 
     def _sweep(self) -> None:
         """Shows what has waited too long for its response."""
@@ -181,28 +188,29 @@ class Tapping:
         since = self._taps.now() - int(PATIENCE * _NANO)
         for number in _older(self._outstanding, since):
             asked = self._outstanding.pop(number)
-            asked.viewer.show(_line(asked.sample, asked.backend, "unanswered"))
+            asked.viewer.show(asked.line)
 
 
 def _older(outstanding: dict[int, _Outstanding], since: int) -> Iterable[int]:
     numbers = []
     for number, asked in outstanding.items():
-        if asked.sample.time >= since:
+        if asked.since >= since:
             break
         numbers.append(number)
     return numbers
 
 
-def _line(sample: Sample, backend: Backend | None, outcome: str, took: float | None = None) -> Line:
+def _line(sample: Sample, client: "Client | None", backend: Backend | None) -> Line:
+    """A line without a duration; ``client`` is None if it has left already."""
     age = (Taps.now() - sample.time) / _NANO
     return Line(
         time=round(time.time() - age, 6),
-        client=sample.client,
+        client=sample.client if client is None else client.endpoint,
         pool=None if backend is None else backend.pool,
         backend=None if backend is None else backend.name,
         size=sample.length,
         batch=sample.batch,
-        duration_seconds=None if took is None else round(took, 9),
-        outcome=outcome,
+        duration_seconds=None,
+        outcome=_OUTCOMES[sample.fate],
         bytes=sample.shown.hex(),
     )

@@ -89,6 +89,17 @@ def test_a_line_for_each_message(lab: Lab, connections: str) -> None:
     }
 
 
+def test_a_client_behind_a_proxy_is_shown_by_its_own_address(lab: Lab) -> None:
+    tree = lab.tree([lab.backend("a")])
+    tree["listeners"][0]["proxy_protocol"] = True
+    balancer = lab.balancer(tree).wait_ready()
+    client = balancer.connect()
+    client.send(b"PROXY TCP6 2001:db8::7 2001:db8::1 1111 2222\r\n")
+    with tap(balancer) as viewer:
+        client.ask(message(1))
+        assert viewer.line()["client"] == "[2001:db8::7]:1111"
+
+
 def test_where_order_tells_responses_apart(lab: Lab) -> None:
     plain = {"length": {"offset": 0, "width": 4, "adjust": 4}, "ordering": "fifo", "max_message": "1KiB"}
     backend = lab.backend("a", delay=0.02)

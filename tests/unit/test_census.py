@@ -6,14 +6,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from lb.server.census import Census
+from lb.slots import SlotRef
 
 ADDRESSES = ("192.0.2.1", "192.0.2.2", "2001:db8::1")
 PEOPLE = st.integers(0, 8)
 
 
 class Person:
-    def __init__(self, address: str) -> None:
-        self.address = address
+    def __init__(self, number: int) -> None:
+        self.address = ADDRESSES[number % len(ADDRESSES)]
+        self.ref = SlotRef(number % 5, number)
 
 
 class Comings(RuleBasedStateMachine):
@@ -21,7 +23,7 @@ class Comings(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.people = [Person(ADDRESSES[number % len(ADDRESSES)]) for number in range(9)]
+        self.people = [Person(number) for number in range(9)]
         self.here: set[Person] = set()
         self.census: Census[Person] = Census()
 
@@ -40,6 +42,7 @@ class Comings(RuleBasedStateMachine):
         wanted = Counter(person.address for person in self.here)
         assert set(self.census) == self.here
         assert len(self.census) == len(self.here)
+        assert {person for person in self.people if self.census.find(person.ref) is person} == self.here
         assert {address: self.census.at(address) for address in ADDRESSES} == {
             address: wanted[address] for address in ADDRESSES
         }
