@@ -6,6 +6,7 @@ archive is kept in ``~/.cache/sockmap-lb``; the image itself is built anew in ea
 
 import itertools
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -30,14 +31,8 @@ LIMITS = ("--ulimit=nofile=20000:20000", "--ulimit=nproc=10000:10000")
 _DRIVER = "overlay" if "\toverlay\n" in Path("/proc/filesystems").read_text(encoding="ascii") else "vfs"
 _BUILD_LIMIT = 600.0  # seconds, on a busy machine with slow mirrors
 # Wheels for the image's Python, whatever runs the tests.
-_TARGET = (
-    "--python-version",
-    "3.11",
-    "--platform",
-    "manylinux_2_28_x86_64",
-    "--platform",
-    "manylinux2014_x86_64",
-)
+_PLATFORMS = (f"manylinux_2_28_{platform.machine()}", f"manylinux2014_{platform.machine()}")
+_TARGET = ("--python-version=3.11", *(f"--platform={name}" for name in _PLATFORMS))
 _PLACES = ("root", "runroot", "tmpdir", "network-config-dir")
 _numbers = itertools.count()
 

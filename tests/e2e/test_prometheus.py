@@ -249,6 +249,19 @@ def test_each_alert_is_tested_both_ways() -> None:
     assert asked == {(rule["alert"], fires) for rule in rules() for fires in (True, False)}
 
 
+def test_no_panel_covers_another() -> None:
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in panels)
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert max(x for x, _ in cells) < 24, "Grafana's columns"
+
+
 def test_grafana_finds_the_dashboard() -> None:
     """The folder that the provider reads is where docker-compose.yml puts the dashboard."""
     provisioning = ROOT / "deploy" / "grafana" / "provisioning"
