@@ -4,8 +4,10 @@ import enum
 import errno
 import logging
 import random
+import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from lb import config
 from lb.events import event
@@ -16,6 +18,7 @@ _REASONS = {
     errno.ECONNREFUSED: "refused",
     errno.ETIMEDOUT: "timeout",
     errno.ECONNRESET: "reset",
+    errno.EPIPE: "reset",
     errno.EHOSTUNREACH: "unreachable",
     errno.ENETUNREACH: "unreachable",
     errno.EADDRNOTAVAIL: "no_local_port",
@@ -26,7 +29,7 @@ _REASONS = {
     errno.ENOSPC: "no_memory",  # in the poller
 }
 # What we lack ourselves says nothing about the backend, whose connections must not lose their turns for it.
-_OURS = {"no_local_port", "no_descriptor", "no_memory"}
+_OURS = {"no_local_port", "no_descriptor", "no_memory", "no_slot"}
 
 
 def connect_failure(code: int) -> str:
@@ -53,6 +56,15 @@ class AdminState(enum.Enum):
 MOST_WEIGHT = 256  # the kernel's turns are too coarse for more
 
 
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The latest check: why it failed, None for success; how long it took, and when it ended (monotonic)."""
+
+    failure: str | None
+    seconds: float
+    at: float
+
+
 class Backend:
     """A backend of a pool. Takes part in the choice unless it is known to be down, or taken out."""
 
@@ -62,6 +74,11 @@ class Backend:
         self.index = index
         self.health = Health.UNKNOWN
         self.admin = AdminState.READY
+        self.reason = "not tried yet"  # why its health is what it is ...
+        self.since = time.monotonic()  # ... and since when
+        self.last_check: Checked | None = None
+        self.checks: Counter[str] = Counter()  # by result: ok, or why they failed
+        self.changes: Counter[tuple[str, str]] = Counter()  # of health, by (to, reason)
         # Both are set by who knows the whole pool (lb/server/weights.py).
         self.serving = True
         self.warmth: float = 1  # below 1 while it starts slowly
@@ -96,14 +113,24 @@ class Backend:
         return round(self.weight * self.warmth, 3) if self.serving else 0
 
     @property
+    def down(self) -> bool:
+        """Whether it is known not to work."""
+        return self.health is Health.DOWN
+
+    @property
     def usable(self) -> bool:
         """Whether it may get messages: ready, and not known to be down. It does if it is :attr:`serving`."""
-        return self.admin is AdminState.READY and self.health is not Health.DOWN
+        return self.admin is AdminState.READY and not self.down
 
     @property
     def dismissed(self) -> bool:
         """Whether its connections are to end: taken out, or alive in a level that is not needed."""
         return not self.serving and (self.usable or self.admin is not AdminState.READY)
+
+    @property
+    def changing(self) -> bool:
+        """Whether results contradict its health, and are too few yet to change it."""
+        return self._run > 0
 
     def administer(self, state: AdminState) -> None:
         """Takes it out, or back; its messages follow at once, its connections in good order."""
@@ -112,6 +139,7 @@ class Backend:
             return
         if state is AdminState.MAINT:
             self.health, self._run = Health.UNKNOWN, 0  # nobody looks any more: what was known grows old
+            self.reason, self.since = "maint", time.monotonic()
         about = event("admin", pool=self.pool, backend=self.name, admin=state.value)
         _log.info("backend %s: %s (was %s)", self, state.value, before.value, extra=about)
         self._changed()
@@ -125,15 +153,27 @@ class Backend:
             self._changed()
 
     def connected(self) -> None:
-        """A connection or a check succeeded."""
-        self._result(Health.UP, self._check.rise, "connected")
+        """A connection for messages succeeded; that is no answer, where checks ask for one."""
+        if self._check.ping is None:
+            self._result(Health.UP, self._check.rise, "connected")
 
     def failed(self, reason: str) -> None:
-        """A connection or a check failed."""
+        """A connection for messages failed."""
         self.connect_failures[reason] += 1
-        if reason in _OURS:
-            return
-        self._result(Health.DOWN, self._check.fall, reason)
+        if reason not in _OURS:
+            self._result(Health.DOWN, self._check.fall, reason)
+
+    def checked(self, failure: str | None, seconds: float, *, connected: bool) -> None:
+        """A check succeeded or failed, which took so long, with or without a connection."""
+        self.last_check = Checked(failure, seconds, time.monotonic())
+        self.checks[failure or "ok"] += 1
+        if failure is None:
+            reason = "connected" if self._check.ping is None else "answered"
+            self._result(Health.UP, self._check.rise, reason)
+        elif not connected:
+            self.failed(failure)
+        elif failure not in _OURS:
+            self._result(Health.DOWN, self._check.fall, failure)
 
     def _result(self, health: Health, needed: int, reason: str) -> None:
         if self.admin is AdminState.MAINT:
@@ -145,6 +185,8 @@ class Backend:
         if self._run < needed and self.health is not Health.UNKNOWN:
             return
         before, self.health, self._run = self.health, health, 0
+        self.reason, self.since = reason, time.monotonic()
+        self.changes[health.value, reason] += 1
         _log.log(
             logging.WARNING if health is Health.DOWN else logging.INFO,
             "backend %s is %s (was %s): %s",

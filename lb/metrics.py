@@ -124,22 +124,30 @@ class _ServerCollector(Collector):
 
     def _backends(self) -> Iterator[Metric]:
         labels = ("pool", "backend")
-        up = _gauge("backend_up", "Whether the backend can be connected to.", labels)
+        up = _gauge("backend_up", "Whether the backend works, as far as is known.", labels)
         weight = _gauge("backend_weight", "Effective weight; 0: no new messages.", labels)
         connections = _gauge("backend_connections", "Connections to the backend.", labels)
         outstanding = _gauge("backend_outstanding_messages", "Requests without a response yet.", labels)
         failures = _counter(
             "backend_connect_failures", "Connections that could not be made.", (*labels, "reason")
         )
+        changes = _counter(
+            "backend_health_changes", "Times that a backend's health changed.", (*labels, "to", "reason")
+        )
+        checks = _counter("backend_checks", "Health checks by how they ended.", (*labels, "result"))
         for backend in self._all_backends():
             where = (backend.pool, backend.name)
             up.add_metric(where, backend.health is Health.UP)
+            for (to, reason), count in backend.changes.items():
+                changes.add_metric((*where, to, reason), count)
+            for result, count in backend.checks.items():
+                checks.add_metric((*where, result), count)
             weight.add_metric(where, backend.effective_weight)
             connections.add_metric(where, backend.connections)
             outstanding.add_metric(where, self._server.plane.outstanding(backend.index))
             for reason, count in backend.connect_failures.items():
                 failures.add_metric((*where, reason), count)
-        yield from (up, weight, connections, outstanding, failures)
+        yield from (up, weight, connections, outstanding, failures, changes, checks)
         yield from self._names()
 
     def _names(self) -> Iterator[Metric]:

@@ -8,7 +8,7 @@ from typing import TypedDict
 
 import lb
 from lb import config
-from lb.backends import AdminState, Backend, Health
+from lb.backends import AdminState, Backend, Checked, Health
 from lb.dataplane import Durations, bucket_limit
 from lb.server import Server
 from lb.server.context import Listening, Pool
@@ -54,6 +54,14 @@ class ListenerStatus(TypedDict):
     protocol_errors: dict[str, int]
 
 
+class CheckStatus(TypedDict):
+    """The latest health check: `ok`, or why it failed; how long it took, and how long ago it ended."""
+
+    result: str
+    duration_seconds: float
+    seconds_ago: float
+
+
 class BackendStatus(TypedDict):
     """A backend and its traffic, over all listeners.
 
@@ -64,6 +72,9 @@ class BackendStatus(TypedDict):
     address: str
     admin: str
     health: str
+    health_reason: str
+    health_seconds: float
+    last_check: CheckStatus | None
     weight: int
     priority: int
     effective_weight: float
@@ -242,6 +253,9 @@ class Status:
             address=str(backend.config.address),
             admin=backend.admin.value,
             health=backend.health.value,
+            health_reason=backend.reason,
+            health_seconds=round(time.monotonic() - backend.since, 3),
+            last_check=_check(backend.last_check),
             weight=backend.weight,
             priority=backend.priority,
             effective_weight=backend.effective_weight,
@@ -270,6 +284,16 @@ def _name(followed: Followed) -> NameStatus:
         host=str(followed.name.target),
         result=followed.result.value if followed.result is not None else None,
         addresses=[str(host) for host in followed.known.hosts if host in followed.backends],
+    )
+
+
+def _check(checked: Checked | None) -> CheckStatus | None:
+    if checked is None:
+        return None
+    return CheckStatus(
+        result=checked.failure or "ok",
+        duration_seconds=round(checked.seconds, 6),
+        seconds_ago=round(time.monotonic() - checked.at, 3),
     )
 
 

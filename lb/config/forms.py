@@ -18,6 +18,7 @@ class Kind(StrEnum):
     NETWORK = "network"
     TEXT = "text"
     FLAG = "flag"
+    HEX = "bytes in hexadecimal"
 
 
 @dataclass(frozen=True, slots=True)

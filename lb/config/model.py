@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
-from lb.framing import Framing
+from lb.framing import Framing, Match
 from lb.routing import Hash
 from lb.rules import Rule, pools_of
 
@@ -231,13 +231,29 @@ class Workers:
 
 
 @dataclass(frozen=True, slots=True)
+class Ping:
+    """A request that shows by its response whether a backend works, and what the response must say."""
+
+    framing: Framing
+    request: bytes
+    expect: Match | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class HealthCheck:
-    """How often to try a backend, in seconds, and how many results in a row change its state."""
+    """How often to try a backend, in seconds, and how many results in a row change its state.
+
+    `jitter`: percent by which an interval is shorter or longer. `fast_interval`: while results contradict the
+    state, and are too few yet. `ping`: what it has to answer; None: that it can be connected to is enough.
+    """
 
     interval: float = 2.0
     timeout: float = 1.0
     rise: int = 2
     fall: int = 3
+    jitter: int = 10
+    fast_interval: float = 1.0
+    ping: Ping | None = None
 
 
 @dataclass(frozen=True, slots=True)

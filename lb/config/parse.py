@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lb.config.checks import with_pings
 from lb.config.document import compose
 from lb.config.errors import ErrorLog
 from lb.config.listeners import Listeners
@@ -53,6 +54,7 @@ def read_config(value: Value) -> Config | None:
     taken = {} if admin.address is None else {admin.address: "admin.address"}
     example = "[{name: workers, backends: [...]}]"
     pools = section.required("pools", lambda entry: Pools(entry, taken), example)
+    before = len(value.log)
     listeners = section.required(
         "listeners",
         lambda entry: Listeners(
@@ -68,7 +70,10 @@ def read_config(value: Value) -> Config | None:
     )
     if pools is None or listeners is None:
         return None
-    return Config(admin, runtime, tuple(listeners.listeners), tuple(pools.pools))
+    checked = tuple(pools.pools)
+    if len(value.log) == before:
+        checked = with_pings(checked, pools.asking, listeners.listeners)
+    return Config(admin, runtime, tuple(listeners.listeners), checked)
 
 
 def _read_admin(value: Value) -> Admin | None:

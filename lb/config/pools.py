@@ -1,5 +1,6 @@
 """The `pools` section: backends, and how messages spread over them."""
 
+from lb.config.checks import Asking, Check, read_health_check
 from lb.config.hashing import MOST_HASHED, read_key, read_max_load
 from lb.config.model import (
     LOCAL_NETWORKS,
@@ -7,7 +8,6 @@ from lb.config.model import (
     Backend,
     Balance,
     Connections,
-    HealthCheck,
     HostName,
     Name,
     Pool,
@@ -42,7 +42,6 @@ _read_most_workers = integer(1, MAX_SHARED, "the kernel program looks at no more
 _read_in_flight = integer(1, 16384, "half of all 16-bit ids are in use then")
 _read_weight = integer(0, 256, "0 takes no new messages; the kernel's turns are too coarse for more than 256")
 _read_batch = integer(1, 64, "the kernel program measures at most 64 messages at once")
-_read_streak = integer(1, 100, "results in a row; more would take minutes to act on")
 _read_max_outstanding = integer(1, 1_000_000, "none at all is a weight of 0, more is no limit")
 _read_priority = integer(0, 255, "a level below another one; more of them than that nobody tells apart")
 _read_panic_threshold = percent("0 waits until a whole level is down, 100 until one of its backends is")
@@ -55,14 +54,15 @@ class Pools:
     """The pools of a file.
 
     `names` has those of pools with mistakes too, so that these are not reported again at the listeners; None
-    says that a name is missing. `shared` are those whose clients share their connections, `keyed` those where
-    what a message says decides where it goes.
+    says that a name is missing. `asking` is what the health checks of pools send; `shared` are those whose
+    clients share their connections, `keyed` those where what a message says decides where it goes.
     """
 
     def __init__(self, value: Value, taken: dict[Address, str]) -> None:
         """`taken` says who has an address."""
         self._taken = taken
         self.pools: list[Pool] = []
+        self.asking: dict[str, Asking] = {}
         self._backends = self._names = 0
         items = value.items("a list of pools")
         if len(items) > _MAX_POOLS:
@@ -116,7 +116,8 @@ class Pools:
         balance = section.optional("balance", _read_balance, Balance.LEAST_OUTSTANDING)
         connections = section.optional("connections", _read_connections, Connections.PER_CLIENT)
         batch = section.optional("batch", _read_batch, 64)
-        health_check = section.optional("health_check", _read_health_check, None)
+        unchecked: Check = (None, None)
+        health_check, asking = section.optional("health_check", read_health_check, unchecked)
         timeouts = section.optional("timeouts", _read_timeouts, Timeouts())
         default = Pool("", ())
         each = section.optional("connections_per_backend", _read_per_backend, default.connections_per_backend)
@@ -136,6 +137,8 @@ class Pools:
         send_proxy = section.optional("send_proxy", _read_send_proxy, None)
         if name is None or servers is None:
             return None
+        if asking is not None:
+            self.asking[name] = asking
         if balance is Balance.HASH:
             _check_hashed(section, most, workers, named=bool(names))
         return Pool(
@@ -271,19 +274,6 @@ def _read_hash(section: Section, balance: Balance) -> Hash | None:
     by = section.required("hash", read_key, "client-address")
     max_load = None if section.off("max_load") else section.optional("max_load", read_max_load, MAX_LOAD)
     return None if by is None else Hash(by, max_load)
-
-
-def _read_health_check(value: Value) -> HealthCheck | None:
-    section = value.section("interval", "timeout", "rise", "fall")
-    if section is None:
-        return None
-    default = HealthCheck()
-    return HealthCheck(
-        interval=section.optional("interval", read_duration, default.interval),
-        timeout=section.optional("timeout", read_duration, default.timeout),
-        rise=section.optional("rise", _read_streak, default.rise),
-        fall=section.optional("fall", _read_streak, default.fall),
-    )
 
 
 def _read_timeouts(value: Value) -> Timeouts | None:

@@ -87,9 +87,9 @@ def _read_protocol(name: str, value: Value) -> Framing | None:
         return None
     length = section.required("length", _read_length, "{offset: 0, width: 4}")
     number = section.optional("id", _read_id, _Id())
-    response = section.optional("response", _read_match, None)
+    response = section.optional("response", read_match, None)
     no_response = section.optional("no_response", _read_silence, None)
-    magic = section.optional("magic", _read_match, None)
+    magic = section.optional("magic", read_match, None)
     ordering = section.optional(
         "ordering", choice(Ordering), Ordering.ANY if "id" in section.entries else Ordering.FIFO
     )
@@ -176,9 +176,10 @@ def _read_after(value: Value) -> Field | None:
     return _read_field(section, section.required("width", _width(WIDTHS), "4"))
 
 
-def _read_match(value: Value) -> Match | None:
-    section = value.section("offset", "width", "endian", "mask", "value")
-    return None if section is None else _match(section)
+def read_match(value: Value, *, wanted: str = "value") -> Match | None:
+    """Read a test of a field; `wanted` is the key of what it must be."""
+    section = value.section("offset", "width", "endian", "mask", wanted)
+    return None if section is None else _match(section, wanted)
 
 
 def _read_silence(value: Value) -> Match | OneOf | None:
@@ -188,12 +189,12 @@ def _read_silence(value: Value) -> Match | OneOf | None:
     return _one_of(section) if "in" in section.entries else _match(section)
 
 
-def _match(section: Section) -> Match | None:
+def _match(section: Section, key: str = "value") -> Match | None:
     width = section.required("width", _width(WIDTHS), "1") if "width" in section.entries else 1
     field = _read_field(section, width)
     mask = _read_mask(section, width)
-    wanted = section.required("value", integer(0, _ones(8), "no field is wider than 8 bytes"), "0x80")
-    if mask is None or wanted is None or not _within(section.entries["value"], wanted, mask):
+    wanted = section.required(key, integer(0, _ones(8), "no field is wider than 8 bytes"), "0x80")
+    if mask is None or wanted is None or not _within(section.entries[key], wanted, mask):
         return None
     return None if field is None else Match(field, mask, wanted)
 

@@ -37,6 +37,7 @@ _FRAMINGS = (
         min_message=8,
         max_message=1 << 20,
         ordering=Ordering.ANY,
+        ping=bytes.fromhex("00000004 70696e67"),
     ),
     # DNS over TCP, RFC 1035 4.2.2: a length of two bytes, then a message with a header of twelve.
     Framing(
@@ -52,6 +53,7 @@ _FRAMINGS = (
         # QR; of the flags what a response keeps, OPCODE, RD and CD (RFC 4035 3.2.2); RA; RCODE 5, REFUSED.
         refusal=(Edit(4, keep=0x79, set=0x80), Edit(5, keep=0x10, set=0x80 | 5)),
         transfers=Transfers.DNS,
+        ping=bytes.fromhex("0011 7069 0000 0001 0000 0000 0000 00 0002 0001"),  # the name servers of the root
     ),
     # Thrift's framed transport, strict binary protocol: thrift-binary-protocol.md, thrift-rpc.md. A frame of
     # 4 bytes, version and type in 4, the counted name of the method, the sequence id, a struct of 1 or more.
@@ -66,6 +68,8 @@ _FRAMINGS = (
         min_message=4 + 4 + 4 + 4 + 1,
         max_message=1 << 20,
         ordering=Ordering.ANY,
+        # A call of "ping" without arguments; where nobody has such a method the answer is an exception.
+        ping=bytes.fromhex("00000011 80010001 00000004 70696e67 00000001 00"),
     ),
     # ONC RPC over TCP, RFC 5531 9 and 11. The shortest message is a rejection: xid, type, reply_stat,
     # reject_stat, auth_stat. A record of several fragments lacks the top bit in the first: none is taken.
@@ -78,6 +82,11 @@ _FRAMINGS = (
         min_message=4 + 20,
         max_message=1 << 20,
         ordering=Ordering.ANY,
+        # The null procedure of the port mapper; everybody else has to say that it has no such program.
+        ping=bytes.fromhex(
+            "80000028 70696e67 00000000 00000002 000186a0 00000002 00000000 00000000 00000000"
+            " 00000000 00000000"
+        ),
     ),
     # Dubbo 2, ExchangeCodec: magic, flags (0x80 request, 0x40 two-way), status, id, length of the body.
     Framing(
@@ -90,6 +99,8 @@ _FRAMINGS = (
         min_message=16,
         max_message=1 << 20,
         ordering=Ordering.ANY,
+        # HeartbeatHandler: an event (0x20) in Hessian 2, whose body is null.
+        ping=bytes.fromhex("dabb e2 00 0000000070696e67 00000001 4e"),
     ),
     # memcached, protocol-binary.xml. Answers keep the order of the requests. A quiet request is answered if
     # there is something to say: a get hits, anything else fails.
@@ -104,6 +115,7 @@ _FRAMINGS = (
         max_message=1 << 20,  # an item, its key and 48 bytes of its own have 1 MiB by default
         ordering=Ordering.FIFO,
         responses=Responses.ANY,
+        ping=bytes.fromhex("80 0a 0000 00 00 0000 00000000 70696e67 0000000000000000"),  # NOOP
     ),
     # Modbus/TCP, Messaging on TCP/IP Implementation Guide V1.0b 3.1.3: transaction, protocol 0, length, unit,
     # then a PDU of 1 to 253 bytes, of which a request has two or more.
@@ -115,8 +127,11 @@ _FRAMINGS = (
         min_message=7 + 1,
         max_message=7 + 253,
         ordering=Ordering.ANY,
+        # The first holding register of the server itself (unit 255, 4.4.2.2); an exception will do.
+        ping=bytes.fromhex("7069 0000 0006 ff 03 0000 0001"),
     ),
-    # Diameter, RFC 6733 3: the hop-by-hop identifier is what a relay replaces and an answer returns.
+    # Diameter, RFC 6733 3: the hop-by-hop identifier is what a relay replaces and an answer returns. No ping:
+    # before its peer has introduced itself by name (5.3) a server answers nothing.
     Framing(
         name="diameter",
         length=_length(1, 3, adjust=0),
@@ -136,6 +151,7 @@ _FRAMINGS = (
         min_message=16,
         max_message=128 << 10,  # message_payload alone has up to 64 KiB
         ordering=Ordering.ANY,
+        ping=bytes.fromhex("00000010 00000015 00000000 70696e67"),  # enquire_link
     ),
 )
 

@@ -183,7 +183,8 @@ class Framing:
     Sizes are bytes of a whole message. Where `id_after` is given, it is the length in bytes of a string that
     follows it, and the offset of `id` is counted from the end of that string. Otherwise a backend's messages
     may have their id at another offset, as `response_id`. `refusal` is what turns a request into the response
-    that says that it was denied, where the protocol has one of the request's length.
+    that says that it was denied, where the protocol has one of the request's length. `ping` is a request that
+    every server answers at once and that changes nothing, where the protocol has one.
 
     Raises ValueError unless `window <= min_message <= max_message <= MAX_LENGTH`, `response_id` differs from
     `id` in nothing but the offset, there is an id where one is needed, and a refusal is at most `MAX_EDITS`
@@ -205,6 +206,7 @@ class Framing:
     error_reply: ErrorReply | None = None
     refusal: tuple[Edit, ...] = ()
     transfers: Transfers | None = None
+    ping: bytes | None = None
 
     def __post_init__(self) -> None:
         if not self.window <= self.min_message <= self.max_message <= MAX_LENGTH:

@@ -62,7 +62,7 @@ pools:
       - {name: b, address: 10.0.0.12:9000, priority: 3}
     panic_threshold: 70%
     slow_start: 30s
-    health_check: {interval: 3s, timeout: 1500ms, rise: 3, fall: 4}
+    health_check: {interval: 3s, timeout: 1500ms, rise: 3, fall: 4, jitter: 20%, fast_interval: 1s}
     timeouts: {connect: 1s, idle: 20m, drain: 1h, half_message: 250ms, unacknowledged: 5s, queue: 3s}
 """
 
@@ -150,7 +150,9 @@ def test_every_key_has_its_meaning() -> None:
                 balance=Balance.LEAST_OUTSTANDING,
                 connections=Connections.PER_CLIENT,
                 batch=32,
-                health_check=HealthCheck(interval=3.0, timeout=1.5, rise=3, fall=4),
+                health_check=HealthCheck(
+                    interval=3.0, timeout=1.5, rise=3, fall=4, jitter=20, fast_interval=1.0
+                ),
                 timeouts=Timeouts(
                     connect=1.0, idle=1200.0, drain=3600.0, half_message=0.25, unacknowledged=5.0, queue=3.0
                 ),

@@ -73,6 +73,8 @@ def _scalar(form: Form, *, fixed: bool) -> Schema:
         return {"enum": [int(word) if form.kind is Kind.INTEGER else word for word in form.choices]}
     if form.kind in _TYPES:
         return {"type": _TYPES[form.kind]} | (_limits(form) if fixed else {})
+    if form.kind is Kind.HEX:
+        return {"type": ["string", "integer"], "pattern": r"^([0-9A-Fa-f]{2} *)+$"}
     if form.kind in _PATTERNS:
         # YAML takes what has no unit for a number, to which a pattern does not apply.
         kinds = "string" if form.kind is Kind.DURATION else ["string", "integer"]
