@@ -1,4 +1,4 @@
-"""``GET /``: the dashboard, a page and its parts, which ask ``/status`` once a second.
+"""``GET /``: the dashboard, a page and its parts, which ask ``/status`` and ``/events`` once a second.
 
 No build step, and nothing from elsewhere: the policy that goes with every part lets the browser load from
 this address only, and run no script that stands in the page.

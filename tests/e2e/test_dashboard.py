@@ -143,6 +143,8 @@ def test_drain_and_ready(lab: Lab, browser: Browser) -> None:
     page = Page(browser, balancer)
     button = "tbody tr:nth-child(1) button"
     page.wait_for(button, "Drain")
+    # What happened before the page was opened.
+    eventually(lambda: any("workers/a is up" in text for text in page.events()), limit=SLOW)
     with load(balancer):
         browser.click(button)
         page.wait_for(button, "Ready")

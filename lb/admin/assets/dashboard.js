@@ -2,7 +2,7 @@
 
 import { Chart } from "./chart.js";
 import { el, say } from "./dom.js";
-import { Events, differences } from "./events.js";
+import { Events } from "./events.js";
 import * as figures from "./figures.js";
 import { compare } from "./frame.js";
 import { showListeners, showPools } from "./tables.js";
@@ -24,7 +24,7 @@ let silent = false;
 let timer = null;
 
 async function poll() {
-  const status = await ask("/status");
+  const [status, news] = await Promise.all([ask("/status"), ask(`/events?after=${events.next}`)]);
   clearTimeout(timer); // another one, if a change has asked meanwhile
   timer = setTimeout(poll, INTERVAL);
   if (!status) {
@@ -32,6 +32,7 @@ async function poll() {
     return;
   }
   if (silent) endSilence();
+  events.take(news);
   show(status);
 }
 
@@ -47,8 +48,6 @@ async function ask(path) {
 
 function show(status) {
   const restarted = latest !== null && status.uptime_seconds < latest.uptime_seconds;
-  if (restarted) events.add("info", "the balancer has been restarted");
-  else if (latest !== null) for (const change of differences(latest, status)) events.add(...change);
   const frame = compare(restarted ? null : latest, status);
   latest = status;
   showState(status);
