@@ -67,6 +67,7 @@ static __always_inline void lb_loop(__u32 n, long (*step)(__u32, void *), void *
 #include "lb_inflight.h"
 #include "lb_choose.h"
 #include "lb_direct.h"
+#include "lb_judge.h"
 #include "lb_shared.h"
 #include "lb_rate.h"
 #include "lb_refuse.h"
@@ -147,8 +148,10 @@ static __always_inline int lb_take(struct __sk_buff *skb, struct lb_slot *source
 			.expecting = lb_unknown(0),
 			.answers = lb_unknown(0),
 			.open = lb_unknown(0),
+			.errors = lb_unknown(0),
 		},
 	};
+	bool again = begun && source->batched; /* more of it has come, and perhaps of others */
 	struct lb_choice choice = {};
 	bool limited = lb_limited(source), transfers = false, rules = false;
 	enum lb_pause why = LB_RUNNING;
@@ -221,6 +224,8 @@ static __always_inline int lb_take(struct __sk_buff *skb, struct lb_slot *source
 	source->opening = batch.open;
 	source->id = batch.id;
 	source->target_generation = 0;
+	if (framing->flags & LB_HAS_ERROR && !measuring.from_client && batch.expecting)
+		lb_judge(source->backend, batch.errors, batch.messages, again);
 	if (limited)
 		lb_settle(number, source->started ? 0 : batch.messages);
 	if (measuring.from_client && choice.done && batch.length > 0 && !source->started &&

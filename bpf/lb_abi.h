@@ -117,6 +117,7 @@ enum lb_framing_flag {
 	LB_NO_RESPONSE_SET = 1 << 8, /* no_response is looked up in a set, not compared */
 	LB_ANY_RESPONSES = 1 << 9, /* even a quiet request may get some */
 	LB_DNS_TRANSFERS = 1 << 10, /* a DNS question tells what gets several (lb_transfer.h) */
+	LB_HAS_ERROR = 1 << 11, /* some responses are errors, which are counted */
 };
 
 /* Index of lb_counters, in messages (the pauses: in pauses); everything but a redirect has one. */
@@ -177,6 +178,7 @@ struct lb_framing {
 	struct lb_field response; /* matches: the message is a response */
 	struct lb_field no_response; /* matches: the request gets no response */
 	struct lb_field magic; /* must match */
+	struct lb_field error; /* matches: the response is an error */
 	__u64 no_response_set[4]; /* LB_NO_RESPONSE_SET: a bit for each value of the byte */
 	struct lb_edit refusal[LB_MAX_EDITS];
 };
@@ -200,7 +202,9 @@ struct lb_backend {
 
 	__u64 sent; /* requests that get a response */
 	__u64 answered;
-	__u64 pad1[6];
+	__u64 errors; /* responses, where the framing has LB_HAS_ERROR */
+	__u64 forgiven; /* of these, what had come when the latest response came that was none */
+	__u64 pad1[4];
 };
 
 /*
@@ -503,7 +507,7 @@ struct lb_sample {
 
 _Static_assert(sizeof(struct lb_field) == 32, "lb_field");
 _Static_assert(sizeof(struct lb_edit) == 8, "lb_edit");
-_Static_assert(sizeof(struct lb_framing) == 32 + 9 * 32, "lb_framing");
+_Static_assert(sizeof(struct lb_framing) == 32 + 10 * 32, "lb_framing");
 _Static_assert(sizeof(struct lb_backend) == 128, "lb_backend");
 _Static_assert(sizeof(struct lb_rate) == 64, "lb_rate");
 _Static_assert(sizeof(struct lb_slot) == 64 + 256 + 128, "lb_slot");

@@ -40,6 +40,14 @@ enum {
 	LB_FOR_ANOTHER = 2,
 };
 
+/* Parts of lb_batch.errors; a batch has at most LB_MAX_BATCH. */
+enum lb_errors {
+	LB_ERRORS = 0xff, /* how many */
+	LB_FIRST_ERROR = 1 << 8, /* the first message is one */
+	LB_LAST_ERRORS = 16, /* shift: how many come last of all */
+	LB_ONE_ERROR = (1 << LB_LAST_ERRORS) + 1,
+};
+
 /* What a malformed message does to its connection; user space reads SO_ERROR. */
 enum lb_malformed {
 	LB_TOO_SHORT = -EBADMSG,
@@ -55,7 +63,7 @@ struct lb_batch {
 	__u32 expecting; /* messages that get a response or are one */
 	__u32 answers; /* responses that were awaited */
 	__u32 open; /* the last message is a quiet request that may be answered, or such an answer */
-	__u32 pad;
+	__u32 errors; /* error responses: enum lb_errors */
 	__u64 id; /* of the last message */
 };
 
@@ -167,6 +175,7 @@ struct lb_window {
 enum lb_seen {
 	LB_EXPECTING = 32, /* bit: gets a response or is one */
 	LB_QUIET = 33, /* bit: a quiet request that may be answered, or such an answer */
+	LB_FAILED = 34, /* bit: an error response */
 };
 
 /* Length of the message that starts with window, or enum lb_malformed. */
@@ -210,7 +219,7 @@ static __always_inline int lb_quiet(const struct lb_framing *framing, const __u8
 LB_APART __s64 lb_look(const struct lb_framing *framing, const struct lb_window *window,
 		       __u32 from_client)
 {
-	__u64 expecting = 1, open = 0;
+	__u64 expecting = 1, open = 0, failed = 0;
 	__s64 length;
 
 	if (!framing || !window)
@@ -233,7 +242,9 @@ LB_APART __s64 lb_look(const struct lb_framing *framing, const struct lb_window 
 			expecting = 0;
 		open = quiet && framing->flags & LB_ANY_RESPONSES;
 	}
-	return (__u64)length | expecting << LB_EXPECTING | open << LB_QUIET;
+	if (!from_client && framing->flags & LB_HAS_ERROR)
+		failed = lb_matches(window->bytes, &framing->error);
+	return (__u64)length | expecting << LB_EXPECTING | open << LB_QUIET | failed << LB_FAILED;
 }
 
 /* lb_id_offset() */
@@ -315,6 +326,12 @@ static long lb_measure_step(__u32 i, void *context)
 	if (i && !m->from_client && !expecting && m->batch.expecting)
 		return 1;
 	m->batch.open = open;
+	if (framing->flags & LB_HAS_ERROR && expecting) {
+		if (seen >> LB_FAILED & 1)
+			m->batch.errors += i ? LB_ONE_ERROR : LB_ONE_ERROR + LB_FIRST_ERROR;
+		else
+			m->batch.errors &= LB_ERRORS | LB_FIRST_ERROR;
+	}
 	/* Unknown: or the verifier counts the rounds. */
 	m->batch.expecting = lb_unknown(m->batch.expecting) + expecting;
 	m->total = lb_unknown(m->total) + length;

@@ -133,6 +133,7 @@ class FramingFlag(enum.IntFlag):
     NO_RESPONSE_SET = 256
     ANY_RESPONSES = 512
     DNS_TRANSFERS = 1024
+    HAS_ERROR = 2048
 
 
 class Counter(enum.IntEnum):
@@ -200,6 +201,7 @@ class Framing(ctypes.Structure):
         ("response", Field),
         ("no_response", Field),
         ("magic", Field),
+        ("error", Field),
         ("no_response_set", U64 * 4),
         ("refusal", Edit * MAX_EDITS),
     )
@@ -227,7 +229,9 @@ class Backend(ctypes.Structure):
         ("pad0", U64 * 4),
         ("sent", U64),
         ("answered", U64),
-        ("pad1", U64 * 6),
+        ("errors", U64),
+        ("forgiven", U64),
+        ("pad1", U64 * 4),
     )
     weight: int
     stride: int
@@ -236,6 +240,8 @@ class Backend(ctypes.Structure):
     pool: int
     sent: int
     answered: int
+    errors: int
+    forgiven: int
 
 
 class Rate(ctypes.Structure):

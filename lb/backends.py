@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from lb import config
 from lb.events import event
@@ -65,8 +66,21 @@ class Checked:
     at: float
 
 
+class Witness(Protocol):
+    """Who is told what becomes of a backend's messages, and may eject it for that."""
+
+    def connected(self, backend: "Backend") -> None:
+        """A connection for messages was made."""
+
+    def failed(self, backend: "Backend", reason: str) -> None:
+        """A connection for messages could not be made."""
+
+    def lost(self, backend: "Backend", reason: str, failures: int) -> None:
+        """A connection ended while it owed answers, or so many requests got none in time."""
+
+
 class Backend:
-    """A backend of a pool. Takes part in the choice unless it is known to be down, or taken out."""
+    """A backend of a pool. Takes part in the choice unless it is known to be down, ejected, or taken out."""
 
     def __init__(self, pool: str, backend: config.Backend, check: config.HealthCheck, index: int) -> None:
         self.pool = pool
@@ -84,6 +98,10 @@ class Backend:
         self.warmth: float = 1  # below 1 while it starts slowly
         self.connections = 0
         self.connect_failures: Counter[str] = Counter()
+        self.ejected_until: float | None = None  # monotonic; None: it is not
+        self.ejections: Counter[str] = Counter()  # by the reason of the last failure
+        self.errors_before = 0  # error responses that its number had counted for another one
+        self.witness: Witness | None = None
         self.on_change: list[Callable[[Backend], None]] = []
         self._check = check
         self._weight: int | None = None  # instead of the configured one
@@ -119,13 +137,18 @@ class Backend:
 
     @property
     def usable(self) -> bool:
-        """Whether it may get messages: ready, and not known to be down. It does if it is :attr:`serving`."""
-        return self.admin is AdminState.READY and not self.down
+        """Whether it may get messages: ready, neither down nor ejected. It does if it is :attr:`serving`."""
+        return self.admin is AdminState.READY and not self.down and not self.ejected
 
     @property
     def dismissed(self) -> bool:
         """Whether its connections are to end: taken out, or alive in a level that is not needed."""
         return not self.serving and (self.usable or self.admin is not AdminState.READY)
+
+    @property
+    def ejected(self) -> bool:
+        """Whether it gets no messages for a while, because of what became of others."""
+        return self.ejected_until is not None
 
     @property
     def changing(self) -> bool:
@@ -156,12 +179,19 @@ class Backend:
         """A connection for messages succeeded; that is no answer, where checks ask for one."""
         if self._check.ping is None:
             self._result(Health.UP, self._check.rise, "connected")
+        if self.witness is not None:
+            self.witness.connected(self)
 
     def failed(self, reason: str) -> None:
         """A connection for messages failed."""
-        self.connect_failures[reason] += 1
-        if reason not in _OURS:
-            self._result(Health.DOWN, self._check.fall, reason)
+        self._not_connected(reason)
+        if self.witness is not None and reason not in _OURS:
+            self.witness.failed(self, reason)
+
+    def lost(self, reason: str, failures: int = 1) -> None:
+        """A connection ended while it owed answers, or so many requests got no response in time."""
+        if self.witness is not None and failures:
+            self.witness.lost(self, reason, failures)
 
     def checked(self, failure: str | None, seconds: float, *, connected: bool) -> None:
         """A check succeeded or failed, which took so long, with or without a connection."""
@@ -171,9 +201,34 @@ class Backend:
             reason = "connected" if self._check.ping is None else "answered"
             self._result(Health.UP, self._check.rise, reason)
         elif not connected:
-            self.failed(failure)
+            self._not_connected(failure)
         elif failure not in _OURS:
             self._result(Health.DOWN, self._check.fall, failure)
+
+    def eject(self, reason: str, failures: int, seconds: float) -> None:
+        """Takes it out for a while, after so many failures in a row."""
+        self.ejected_until = time.monotonic() + seconds
+        self.ejections[reason] += 1
+        _log.warning(
+            "backend %s is ejected for %g s: %d failures in a row, the last: %s",
+            self,
+            seconds,
+            failures,
+            reason,
+        )
+        self._changed()
+
+    def readmit(self) -> None:
+        """Takes it back; whether it gets messages depends on its health."""
+        if self.ejected:
+            self.ejected_until = None
+            _log.info("backend %s is not ejected any more", self)
+            self._changed()
+
+    def _not_connected(self, reason: str) -> None:
+        self.connect_failures[reason] += 1
+        if reason not in _OURS:
+            self._result(Health.DOWN, self._check.fall, reason)
 
     def _result(self, health: Health, needed: int, reason: str) -> None:
         if self.admin is AdminState.MAINT:

@@ -135,6 +135,11 @@ class _ServerCollector(Collector):
             "backend_health_changes", "Times that a backend's health changed.", (*labels, "to", "reason")
         )
         checks = _counter("backend_checks", "Health checks by how they ended.", (*labels, "result"))
+        ejected = _gauge("backend_ejected", "Whether the backend gets no messages for a while.", labels)
+        ejections = _counter(
+            "backend_ejections", "Ejections by the reason of the last failure.", (*labels, "reason")
+        )
+        errors = _counter("backend_error_responses", "Responses that were errors, where these count.", labels)
         for backend in self._all_backends():
             where = (backend.pool, backend.name)
             up.add_metric(where, backend.health is Health.UP)
@@ -142,12 +147,18 @@ class _ServerCollector(Collector):
                 changes.add_metric((*where, to, reason), count)
             for result, count in backend.checks.items():
                 checks.add_metric((*where, result), count)
+            ejected.add_metric(where, backend.ejected)
+            for reason, count in backend.ejections.items():
+                ejections.add_metric((*where, reason), count)
+            counted = self._server.plane.answers(backend.index).errors
+            errors.add_metric(where, counted - backend.errors_before if backend.witness else 0)
             weight.add_metric(where, backend.effective_weight)
             connections.add_metric(where, backend.connections)
             outstanding.add_metric(where, self._server.plane.outstanding(backend.index))
             for reason, count in backend.connect_failures.items():
                 failures.add_metric((*where, reason), count)
         yield from (up, weight, connections, outstanding, failures, changes, checks)
+        yield from (ejected, ejections, errors)
         yield from self._names()
 
     def _names(self) -> Iterator[Metric]:

@@ -75,6 +75,8 @@ class BackendStatus(TypedDict):
     health_reason: str
     health_seconds: float
     last_check: CheckStatus | None
+    ejected_seconds_left: float | None
+    ejections: dict[str, int]
     weight: int
     priority: int
     effective_weight: float
@@ -256,6 +258,8 @@ class Status:
             health_reason=backend.reason,
             health_seconds=round(time.monotonic() - backend.since, 3),
             last_check=_check(backend.last_check),
+            ejected_seconds_left=_left(backend.ejected_until),
+            ejections=dict(backend.ejections),
             weight=backend.weight,
             priority=backend.priority,
             effective_weight=backend.effective_weight,
@@ -271,9 +275,14 @@ class Status:
 def _darkness(pool: Pool) -> str | None:
     """Why no message of a pool can be sent; None if one can."""
     up = [backend for backend in pool.backends if backend.health is Health.UP]
-    if any(backend.admin is AdminState.READY for backend in up):
+    if any(backend.usable for backend in up):
         return None
-    what = "is up" if not up else "that is up is ready: an operator has taken them out"
+    if not up:
+        what = "is up"
+    elif any(backend.admin is AdminState.READY for backend in up):
+        what = "that is up and ready is not ejected"
+    else:
+        what = "that is up is ready: an operator has taken them out"
     names = ", ".join(pool.members.names.obstacles())
     return f"pool {pool.config.name}: no backend {what}" + (f" ({names})" if names else "")
 
@@ -295,6 +304,10 @@ def _check(checked: Checked | None) -> CheckStatus | None:
         duration_seconds=round(checked.seconds, 6),
         seconds_ago=round(time.monotonic() - checked.at, 3),
     )
+
+
+def _left(until: float | None) -> float | None:
+    return None if until is None else round(max(0.0, until - time.monotonic()), 3)
 
 
 def _rate(rate: config.Rate | None) -> RateStatus | None:

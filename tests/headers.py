@@ -29,7 +29,7 @@ class _Batch(ctypes.Structure):
         ("expecting", ctypes.c_uint32),
         ("answers", ctypes.c_uint32),
         ("open", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32),
+        ("errors", ctypes.c_uint32),
         ("id", ctypes.c_uint64),
     )
     length: int
@@ -37,6 +37,7 @@ class _Batch(ctypes.Structure):
     expecting: int
     answers: int
     open: int
+    errors: int
 
 
 class Batch(NamedTuple):
@@ -51,10 +52,12 @@ class Batch(NamedTuple):
 class Headers:
     """The functions of the headers.
 
-    `open` is what the batch that was measured last says of its last message.
+    `open` is what the batch that was measured last says of its last message, `errors` how many error
+    responses it has, how many of them stand at its end, and whether the first message is one.
     """
 
     open = False
+    errors = (0, 0, False)
 
     def __init__(self, directory: Path) -> None:
         """Build the library in a directory and load it; it stays loaded. Needs gcc."""
@@ -112,6 +115,7 @@ class Headers:
             framing, stream, offset, limit, direction is Direction.REQUEST, ids, ctypes.byref(count)
         )
         self.open = bool(found.open)
+        self.errors = (found.errors & 0xFF, found.errors >> 16, bool(found.errors & 0x100))
         if direction is Direction.RESPONSE:
             assert found.answers == count.value
         return Batch(found.length, found.messages, found.expecting, tuple(ids[: count.value]))

@@ -79,7 +79,7 @@ def _backends(status: ServerStatus) -> list[Sequence[object]]:
             f"{pool['name']}/{backend['name']}",
             backend["address"],
             backend["admin"],
-            backend["health"],
+            backend["health"] if backend["ejected_seconds_left"] is None else "ejected",
             backend["effective_weight"],
             backend["connections"],
             backend["outstanding"],

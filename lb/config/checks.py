@@ -122,9 +122,7 @@ def with_pings(
 
 def _with_ping(pool: Pool, asking: Asking, listeners: Sequence[Listener]) -> Pool:
     assert pool.health_check is not None
-    framings = {
-        listener.framing.name: listener.framing for listener in listeners if pool.name in listener.pools
-    }
+    framings = framings_of(pool, listeners)
     value = asking.value
     if not framings:
         value.fail(
@@ -133,10 +131,11 @@ def _with_ping(pool: Pool, asking: Asking, listeners: Sequence[Listener]) -> Poo
         )
         return pool
     if len(framings) > 1:
-        problem = f"the listeners of pool {pool.name} speak {' and '.join(sorted(framings))}"
+        names = " and ".join(framing.name for framing in framings)
+        problem = f"the listeners of pool {pool.name} speak {names}"
         value.fail(problem, "use `type: tcp`, or a pool for each protocol")
         return pool
-    (framing,) = framings.values()
+    (framing,) = framings
     request = asking.request if asking.request is not None else framing.ping
     if request is None:
         problem = f"{show(framing.name)} has no ping that every server answers at once"
@@ -148,6 +147,14 @@ def _with_ping(pool: Pool, asking: Asking, listeners: Sequence[Listener]) -> Poo
         return pool
     ping = Ping(framing, request, asking.expect)
     return replace(pool, health_check=replace(pool.health_check, ping=ping))
+
+
+def framings_of(pool: Pool, listeners: Sequence[Listener]) -> list[Framing]:
+    """What the listeners of a pool speak, by name."""
+    framings = {
+        listener.framing.name: listener.framing for listener in listeners if pool.name in listener.pools
+    }
+    return [framing for _, framing in sorted(framings.items())]
 
 
 def _objection(framing: Framing, request: bytes) -> str | None:

@@ -257,6 +257,21 @@ class HealthCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class Ejection:
+    """How many failures in a row take a backend out, for how many seconds, and how many backends at most.
+
+    The seconds grow by `base_ejection` each time, up to `max_ejection`. `error_responses`: whether responses
+    that the protocol calls errors are failures.
+    """
+
+    consecutive_failures: int = 5
+    base_ejection: float = 30.0
+    max_ejection: float = 300.0
+    max_ejection_percent: int = 50
+    error_responses: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Timeouts:
     """How long to wait, in seconds.
 
@@ -288,6 +303,7 @@ class Pool:
     `slow_start`: seconds in which a backend that comes (back) up gets to its weight; 0: at once.
     `hash`: what a message is hashed by, with `balance: hash` and with no other.
     `send_proxy`: the PROXY header that tells backends whose connection it is; None: none.
+    `ejection`: how failures of messages take a backend out; None: they do not.
     """
 
     name: str
@@ -304,6 +320,7 @@ class Pool:
     slow_start: float = 0.0
     hash: Hash | None = None
     send_proxy: ProxyVersion | None = None
+    ejection: Ejection | None = None
     names: tuple[Name, ...] = ()
     resolve: Resolve = Resolve()
 

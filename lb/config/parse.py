@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lb.config.checks import with_pings
 from lb.config.document import compose
+from lb.config.ejection import with_errors
 from lb.config.errors import ErrorLog
 from lb.config.listeners import Listeners
 from lb.config.model import Admin, Config, Runtime
@@ -73,6 +74,7 @@ def read_config(value: Value) -> Config | None:
     checked = tuple(pools.pools)
     if len(value.log) == before:
         checked = with_pings(checked, pools.asking, listeners.listeners)
+        checked = with_errors(checked, pools.counting, listeners.listeners)
     return Config(admin, runtime, tuple(listeners.listeners), checked)
 
 

@@ -1,6 +1,7 @@
 """The `pools` section: backends, and how messages spread over them."""
 
 from lb.config.checks import Asking, Check, read_health_check
+from lb.config.ejection import Counting, read_ejection
 from lb.config.hashing import MOST_HASHED, read_key, read_max_load
 from lb.config.model import (
     LOCAL_NETWORKS,
@@ -8,6 +9,7 @@ from lb.config.model import (
     Backend,
     Balance,
     Connections,
+    Ejection,
     HostName,
     Name,
     Pool,
@@ -54,8 +56,9 @@ class Pools:
     """The pools of a file.
 
     `names` has those of pools with mistakes too, so that these are not reported again at the listeners; None
-    says that a name is missing. `asking` is what the health checks of pools send; `shared` are those whose
-    clients share their connections, `keyed` those where what a message says decides where it goes.
+    says that a name is missing. `asking` is what the health checks of pools send, `counting` whether
+    their error responses count; `shared` are those whose clients share their connections, `keyed` those where
+    what a message says decides where it goes.
     """
 
     def __init__(self, value: Value, taken: dict[Address, str]) -> None:
@@ -63,6 +66,7 @@ class Pools:
         self._taken = taken
         self.pools: list[Pool] = []
         self.asking: dict[str, Asking] = {}
+        self.counting: dict[str, Counting] = {}
         self._backends = self._names = 0
         items = value.items("a list of pools")
         if len(items) > _MAX_POOLS:
@@ -89,6 +93,7 @@ class Pools:
             "max_in_flight",
             "batch",
             "health_check",
+            "ejection",
             "timeouts",
             "panic_threshold",
             "slow_start",
@@ -118,6 +123,8 @@ class Pools:
         batch = section.optional("batch", _read_batch, 64)
         unchecked: Check = (None, None)
         health_check, asking = section.optional("health_check", read_health_check, unchecked)
+        uncounted: tuple[Ejection | None, Counting | None] = (None, None)
+        ejection, counting = section.optional("ejection", read_ejection, uncounted)
         timeouts = section.optional("timeouts", _read_timeouts, Timeouts())
         default = Pool("", ())
         each = section.optional("connections_per_backend", _read_per_backend, default.connections_per_backend)
@@ -139,6 +146,8 @@ class Pools:
             return None
         if asking is not None:
             self.asking[name] = asking
+        if counting is not None:
+            self.counting[name] = counting
         if balance is Balance.HASH:
             _check_hashed(section, most, workers, named=bool(names))
         return Pool(
@@ -158,6 +167,7 @@ class Pools:
             send_proxy=send_proxy,
             names=names,
             resolve=resolve,
+            ejection=ejection,
         )
 
     def _read_workers(self, section: Section) -> Workers | None:

@@ -77,6 +77,7 @@ def _read_protocol(name: str, value: Value) -> Framing | None:
         "id",
         "response",
         "no_response",
+        "response_error",
         "magic",
         "max_message",
         "min_message",
@@ -89,6 +90,7 @@ def _read_protocol(name: str, value: Value) -> Framing | None:
     number = section.optional("id", _read_id, _Id())
     response = section.optional("response", read_match, None)
     no_response = section.optional("no_response", _read_silence, None)
+    response_error = section.optional("response_error", read_match, None)
     magic = section.optional("magic", read_match, None)
     ordering = section.optional(
         "ordering", choice(Ordering), Ordering.ANY if "id" in section.entries else Ordering.FIFO
@@ -100,7 +102,7 @@ def _read_protocol(name: str, value: Value) -> Framing | None:
             "declare the `id`, or use many",
         )
     ends = number.ends + ([length.field.end] if length is not None else [])
-    ends += [mark.field.end for mark in (response, no_response, magic) if mark]
+    ends += [mark.field.end for mark in (response, no_response, response_error, magic) if mark]
     window = max(ends, default=1)
     max_message, min_message = _read_sizes(section, window)
     if len(value.log) > before or length is None:
@@ -115,6 +117,7 @@ def _read_protocol(name: str, value: Value) -> Framing | None:
         id_after=number.id_after,
         response=response,
         no_response=no_response,
+        response_error=response_error,
         magic=magic,
         ordering=ordering,
         responses=responses,

@@ -116,10 +116,10 @@ def duration(low: float, high: float, why: str) -> Scalar[float]:
     return Scalar(form, read)
 
 
-def percent(why: str) -> Scalar[int]:
-    """Return a reader of whole percentages, `50` or `50%`."""
+def percent(why: str, low: int = 0, high: int = 100) -> Scalar[int]:
+    """Return a reader of whole percentages within `low..high`, `50` or `50%`."""
 
-    @scalar(Form(Kind.PERCENT, _range(0, 100, 1, _format_percent, why)))
+    @scalar(Form(Kind.PERCENT, _range(low, high, 1, _format_percent, why)))
     def read(value: Value) -> int | None:
         wanted = "a percentage, such as 50%"
         text = value.text(wanted)
@@ -129,7 +129,7 @@ def percent(why: str) -> Scalar[int]:
         if match is None:
             value.fail(f"{show(text)} is not a percentage", f"write {wanted}")
             return None
-        return _within(value, int(match[1]), 0, 100, _format_percent, why)
+        return _within(value, int(match[1]), low, high, _format_percent, why)
 
     return read
 

@@ -1,5 +1,6 @@
 """The data plane: loading, checking and feeding the programs. Knows the kernel's order and no event loop."""
 
+from lb.dataplane.answers import Answers
 from lb.dataplane.counters import Durations, Traffic, bucket_limit
 from lb.dataplane.errors import NO_MEMORY, MachineError
 from lb.dataplane.flights import Flight, FlightTable, table_size
@@ -12,6 +13,7 @@ from lb.dataplane.taps import Answer, NoTapError, Sample, Taps
 __all__ = [
     "NO_MEMORY",
     "Answer",
+    "Answers",
     "DataPlane",
     "Durations",
     "Flight",

@@ -30,6 +30,8 @@ def encode(framing: Framing) -> abi.Framing:
         value.no_response = _match(framing.no_response)
     if framing.magic is not None:
         value.magic = _match(framing.magic)
+    if framing.response_error is not None:
+        value.error = _match(framing.response_error)
     value.edits = len(framing.refusal)
     for place, edit in enumerate(framing.refusal):
         value.refusal[place] = abi.Edit(offset=edit.offset, keep=edit.keep, set=edit.set)
@@ -50,6 +52,7 @@ def _flags(framing: Framing) -> abi.FramingFlag:
         flag.MANY_RESPONSES: framing.responses is not Responses.ONE,
         flag.ANY_RESPONSES: framing.responses is Responses.ANY,
         flag.KEEP_HEADS: framing.error_reply is not None,
+        flag.HAS_ERROR: framing.response_error is not None,
         flag.DNS_TRANSFERS: framing.transfers is Transfers.DNS,
     }
     return flag(sum(one for one, is_declared in declared.items() if is_declared))

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 
 from lb import abi
 from lb.dataplane import sockets
+from lb.dataplane.answers import Answers
 from lb.dataplane.canary import Canary
 from lb.dataplane.counters import Counters
 from lb.dataplane.encode import encode
@@ -234,6 +235,11 @@ class DataPlane:
         entry = self._backends[backend]
         done = entry.answered + entry.written_off
         return entry.sent - done
+
+    def answers(self, backend: int) -> Answers:
+        """What a backend has answered so far."""
+        entry = self._backends[backend]
+        return Answers(entry.answered, entry.errors, entry.forgiven)
 
     # Sockets
 

@@ -30,12 +30,13 @@ class FramingError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One whole message; `id` is None where the framing declares none."""
+    """One whole message; `id` is None where the framing declares none, and only responses are errors."""
 
     data: bytes
     id: int | None
     is_response: bool
     wants_response: bool
+    is_error: bool = False
 
 
 def measure(
@@ -125,9 +126,11 @@ class Framer:
         else:
             is_response = self._direction is Direction.RESPONSE
         silent = framing.no_response is not None and framing.no_response.matches(data)
+        error = framing.response_error
         return Message(
             data=data,
             id=framing.read_id(data, 0, self._direction),
             is_response=is_response,
             wants_response=not is_response and not silent,
+            is_error=is_response and error is not None and error.matches(data),
         )

@@ -50,6 +50,7 @@ _FRAMINGS = (
         ordering=Ordering.ANY,
         responses=Responses.MANY,  # zone transfers: RFC 5936 2.2
         error_reply=ErrorReply.DNS,
+        response_error=Match(Field(5, 1), mask=0x0F, value=2),  # SERVFAIL
         # QR; of the flags what a response keeps, OPCODE, RD and CD (RFC 4035 3.2.2); RA; RCODE 5, REFUSED.
         refusal=(Edit(4, keep=0x79, set=0x80), Edit(5, keep=0x10, set=0x80 | 5)),
         transfers=Transfers.DNS,

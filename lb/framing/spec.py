@@ -200,6 +200,7 @@ class Framing:
     id_after: Field | None = None
     response: Match | None = None
     no_response: Match | OneOf | None = None
+    response_error: Match | None = None
     magic: Match | None = None
     ordering: Ordering = Ordering.ANY
     responses: Responses = Responses.ONE
@@ -269,7 +270,11 @@ class Framing:
     @property
     def marks(self) -> tuple[Match | OneOf, ...]:
         """The declared tests."""
-        return tuple(match for match in (self.response, self.no_response, self.magic) if match is not None)
+        return tuple(
+            match
+            for match in (self.response, self.no_response, self.response_error, self.magic)
+            if match is not None
+        )
 
 
 def _check_mask(field: Field, mask: int) -> None:

@@ -321,6 +321,8 @@ class Bundle:
         table = self._tables[upstream]
         taken = list(table.taken())
         lost = [flight for flight in taken if not flight.given_up]
+        if lost and reason.startswith("backend_"):
+            upstream.backend.lost(reason.removeprefix("backend_"))
         if lost:
             _log.info("%s: %d requests were outstanding there (%s)", upstream, len(lost), reason)
         self._tell(upstream.ref, lost, reason)
@@ -404,6 +406,7 @@ class Bundle:
             table.give_up(flight)
         missed = [flight for flight in late if table.holds(flight)]
         self.services.plane.write_off(mapped, len(missed))
+        upstream.backend.lost("response_timeout", len(missed))
         self._tell(upstream.ref, missed, "response_timeout")
 
     async def _renew(self, upstream: Upstream, mapped: MappedSocket) -> None:

@@ -161,6 +161,8 @@ async def lose(client: "Client", upstream: Upstream, reason: str) -> None:
             client.fail("drain_timeout")
             return
     lost = mapped.outstanding
+    if client.state is not State.CLOSED and lost:
+        upstream.backend.lost(reason.removeprefix("backend_"))
     replies = await _error_replies(client, upstream, lost)
     if upstream.state is State.CLOSED:
         return

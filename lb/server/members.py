@@ -22,7 +22,7 @@ from dataclasses import replace
 from lb import abi, config, maglev
 from lb.backends import Backend
 from lb.events import event
-from lb.health import Monitor
+from lb.health import Ejections, Monitor
 from lb.ranges import Ranges, TableFullError
 from lb.server import dismissal
 from lb.server.context import Listening, Pool, Services
@@ -53,6 +53,7 @@ class Members:
         self._seat_of: dict[Backend, int] = {}
         self._shares: dict[Backend, int] = {}  # weights by which the table is made
         self._monitors: dict[Backend, asyncio.Task[None]] = {}
+        self._ejections = _ejections(pool.config.ejection, services)
         self._hashing: asyncio.Task[None] | None = None
         self._stale = False
         pool.members = self
@@ -74,6 +75,9 @@ class Members:
         for backend in self._pool.backends:
             self._start(backend)
         self.names.follow(self._pool.config.names, self._pool.config.resolve)
+        settings = self._pool.config.ejection
+        if self._ejections is not None and settings is not None and settings.error_responses:
+            self._services.serve(f"ejections of {self._pool.config.name}", self._ejections.run())
 
     def seat(self, backend: Backend) -> int:
         """The number of a member in its pool, 0 and up; where clients hash, the one in the table."""
@@ -119,6 +123,8 @@ class Members:
         monitor = self._monitors.pop(backend, None)
         if monitor is not None:
             monitor.cancel()
+        if self._ejections is not None:
+            self._ejections.remove(backend)
         self.weights.remove(backend)
         self._rehash()
         about = event("member", pool=backend.pool, backend=backend.name, change="leaves")
@@ -159,6 +165,8 @@ class Members:
             self._give_back(backend)
             raise
         pool.backends.append(backend)
+        if self._ejections is not None:
+            self._ejections.add(backend)
         return backend
 
     def _start(self, backend: Backend) -> None:
@@ -290,6 +298,12 @@ def _take_rows(listening: Listening) -> None:
     first = listening.services.plane.counters.new_traffic_rows(count)
     listening.rows = (first, count)
     listening.policy = replace(listening.policy, traffic=(first - min(numbers) * SHARED_SEATS) % (1 << 32))
+
+
+def _ejections(settings: config.Ejection | None, services: Services) -> Ejections | None:
+    if settings is None:
+        return None
+    return Ejections(settings, services.loop, lambda backend: services.plane.answers(backend.index))
 
 
 def _seats(pool: config.Pool) -> int:

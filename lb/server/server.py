@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from lb import abi, config
@@ -11,6 +11,7 @@ from lb.backends import Backend
 from lb.dataplane import DataPlane, Policy, Traffic
 from lb.dataplane.rules import encode, to_pool
 from lb.events import event
+from lb.framing import Framing
 from lb.server import routing
 from lb.server.bundle import Bundle, bundles
 from lb.server.bursts import Bursts, Count
@@ -213,22 +214,22 @@ class Server:
     def _build(self) -> None:
         """Publishes everything to the kernel."""
         services = self._services
-        framings: dict[str, int] = {}
+        framings: dict[Framing, int] = {}
         pools: dict[str, Pool] = {}
         for settings in self._settings.pools:
             pool = pools[settings.name] = self._build_pool(settings)
             self.pools.append(pool)
         for listener, sock in zip(self._settings.listeners, self._bound, strict=True):
-            framing = listener.framing
-            if framing.name not in framings:
-                framings[framing.name] = self.plane.publish_framing(framing)
             reached = tuple(pools[name] for name in listener.pools)
             pool = reached[0]
+            framing = _looked_at(listener.framing, reached)
+            if framing not in framings:
+                framings[framing] = self.plane.publish_framing(framing)
             listening = Listening(
                 config=listener,
                 pools=reached,
                 policy=Policy(
-                    framings[framing.name],
+                    framings[framing],
                     pool.index,
                     pool.config.batch,
                     self._settings.runtime.buffer_budget,
@@ -289,3 +290,11 @@ class Server:
                         client.shut_down()
                 if count % _SWEEP_BATCH == 0:
                     await asyncio.sleep(0)
+
+
+def _looked_at(framing: Framing, reached: Iterable[Pool]) -> Framing:
+    """The framing as the programs need it: error responses are looked for where they count."""
+    ejections = [pool.config.ejection for pool in reached]
+    if any(ejection is not None and ejection.error_responses for ejection in ejections):
+        return framing
+    return replace(framing, response_error=None)

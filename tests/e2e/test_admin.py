@@ -31,6 +31,8 @@ METRICS = {
     "backend_connect_failures_total": {"pool", "backend", "reason"},
     "backend_health_changes_total": {"pool", "backend", "to", "reason"},
     "backend_checks_total": {"pool", "backend", "result"},
+    "backend_ejected": {"pool", "backend"},
+    "backend_error_responses_total": {"pool", "backend"},
     "backend_outstanding_messages": {"pool", "backend"},
     "message_duration_seconds_bucket": {"pool", "backend", "le"},
     "message_duration_seconds_sum": {"pool", "backend"},

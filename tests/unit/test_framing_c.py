@@ -4,6 +4,7 @@ The header is the one that the parser is made of; only the loop and the loading 
 """
 
 import errno
+import itertools
 import re
 import shutil
 import socket
@@ -114,6 +115,17 @@ def expected(framing: Framing, data: bytes, limit: int, direction: Direction) ->
     return Batch(total, len(kinds), sum(kinds), tuple(ids))
 
 
+def errors(framing: Framing, data: bytes, batch: Batch, direction: Direction) -> tuple[int, int, bool]:
+    """The error responses of a batch, how many stand at its end, and whether the first message is one."""
+    if framing.response_error is None or direction is Direction.REQUEST or not batch.expecting:
+        return 0, 0, False
+    found, start = list[bool](), 0
+    for _ in range(batch.messages):
+        found.append(framing.response_error.matches(data, start))
+        start += measure(framing, data, start, direction) or 0
+    return sum(found), len(list(itertools.takewhile(bool, reversed(found)))), found[0]
+
+
 # --- any framing, any bytes -------------------------------------------------------------------------------
 
 
@@ -166,7 +178,10 @@ def any_framings(draw: st.DrawFn) -> Framing:
     """
     span = draw(st.integers(1, 12) | st.integers(1, MAX_WINDOW))
     length = draw(fields(span))
-    parts: Any = {name: draw(st.none() | matches(span)) for name in ("response", "no_response", "magic")}
+    parts: Any = {
+        name: draw(st.none() | matches(span))
+        for name in ("response", "no_response", "response_error", "magic")
+    }
     parts["no_response"] = draw(st.just(parts["no_response"]) | sets(span))
     marks = [mark.field for mark in parts.values() if mark]
     parts |= draw(ids(span))
@@ -203,6 +218,7 @@ def test_any_bytes_in_any_framing(
     got = headers.measure(encode(framing), before + data, len(before), limit, direction)
 
     assert got == expected(framing, data, limit, direction)
+    assert headers.errors == errors(framing, data, got, direction)
 
 
 @given(streams(), limits, st.integers(0, 2000), junk)
@@ -399,6 +415,21 @@ def test_responses_and_other_messages_of_a_backend_travel_apart(headers: Headers
 
     assert batches(0x80, 0x80, 0, 0, 0, 0x80) == [2, -3, 1]
     assert batches(0, 0x80) == [-1, 1]
+
+
+def test_error_responses_are_counted_and_those_at_the_end(headers: Headers) -> None:
+    def batch(*codes: int, direction: Direction = Direction.RESPONSE) -> tuple[int, int, bool]:
+        mark = 0x80 if direction is Direction.RESPONSE else 0
+        data = b"".join(bytes([0, 12, 0, number, mark, code]) + bytes(8) for number, code in enumerate(codes))
+        assert headers.measure(encode(DNS), data, 0, 64, direction).messages == len(codes)
+        return headers.errors
+
+    assert batch(0) == (0, 0, False)
+    assert batch(2) == (1, 1, True)
+    assert batch(0x82, 3, 2, 2) == (3, 2, True)
+    assert batch(3, 2, 2, 0) == (2, 0, False)
+    assert batch(*[2] * 64) == (64, 64, True)
+    assert batch(2, 2, direction=Direction.REQUEST) == (0, 0, False)
 
 
 def test_a_response_that_nobody_awaits_travels_apart_and_is_expected_by_none(headers: Headers) -> None:

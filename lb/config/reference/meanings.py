@@ -55,6 +55,7 @@ MEANINGS: Mapping[str, str | Key] = {
     "protocols.NAME.no_response": Key("What marks a request that nobody answers.", "all are answered"),
     "protocols.NAME.no_response.value": Key("What they must be.", "required, unless `in`", "no bit outside the mask"),
     "protocols.NAME.no_response.in": Key("Instead of `value`: the values of one byte that mean so.", "`value`"),
+    "protocols.NAME.response_error": Key("What marks a response that says that its backend failed (`ejection`).", "none do"),
     "protocols.NAME.magic": Key("What every message of this protocol has; others close their connection.", "any will do"),
     "protocols.NAME.max_message": Key("The longest message; a longer one closes its connection.", "1MiB", "from where the fields end to 64MiB"),
     "protocols.NAME.min_message": Key("The shortest message.", "where the fields end", "from there to `max_message`"),
@@ -134,6 +135,12 @@ MEANINGS: Mapping[str, str | Key] = {
     "pools[].health_check.timeout": Key("How long one may take, with its response.", "half of `interval`, at most 1s"),
     "pools[].health_check.rise": "Successes in a row that bring a backend up.",
     "pools[].health_check.fall": "Failures in a row that take it down.",
+    "pools[].ejection": Key("Take a backend out because of what becomes of its messages; see [HEALTH.md](HEALTH.md).", "nobody is"),
+    "pools[].ejection.consecutive_failures": "Failures without a good response between them that take it out.",
+    "pools[].ejection.base_ejection": "How long the first time; each time this much longer.",
+    "pools[].ejection.max_ejection": Key("How long at most.", "300s, or `base_ejection` if that is more", "`base_ejection` to 24h"),
+    "pools[].ejection.max_ejection_percent": "How many backends of the pool may be out at once.",
+    "pools[].ejection.error_responses": Key("Whether responses that match `response_error` are failures.", "`true` with a protocol of your own, `false` with a preset"),
     "pools[].timeouts": "How long to wait for what.",
     "pools[].timeouts.connect": "A connection to a backend.",
     "pools[].timeouts.idle": "Clients that send nothing.",
@@ -160,6 +167,7 @@ MEANINGS: Mapping[str, str | Key] = {
 # Mappings with the same keys as another one; what differs has lines of its own.
 LIKE: Mapping[str, str] = {
     "protocols.NAME.no_response": "protocols.NAME.response",
+    "protocols.NAME.response_error": "protocols.NAME.response",
     "protocols.NAME.magic": "protocols.NAME.response",
     "listeners[].limits.rate_per_address": "listeners[].limits.rate",
 }
