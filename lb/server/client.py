@@ -541,7 +541,10 @@ class Client:
         decision = self.services.plane.decision(self.mapped)
         if decision is not None and (decision.denied or decision.undecided):
             return  # it waits for its own room, or its own answers
-        if pause is Pause.PAUSED_NO_UPSTREAM or not any(up.serves for up in self._destinations(decision)):
+        lonely = pause is Pause.PAUSED_NO_UPSTREAM or not any(
+            up.serves for up in self._destinations(decision)
+        )
+        if lonely or (pause is Pause.PAUSED_ORDER and self._waits_for_the_dead):
             reason = "no_backend"
         elif pause is Pause.PAUSED_LIMIT:
             reason = "max_outstanding"
@@ -549,6 +552,13 @@ class Client:
             return
         self.listening.services.pauses.discard(self)
         self._give_up(self.mapped, reason)
+
+    @property
+    def _waits_for_the_dead(self) -> bool:
+        """Whether the answers that its next message has to wait for are due from a backend that is down."""
+        assert self.mapped is not None
+        only = self.services.plane.bound_to(self.mapped)
+        return any(up.backend.down for up in self.upstreams.values() if up.ref.number == only)
 
     def due_in(self) -> float | None:
         """How long its rates let it wait, if that is what it waits for."""

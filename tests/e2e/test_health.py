@@ -14,8 +14,9 @@ from lb.framing import PRESETS, Message
 from tests.e2e import nameserver
 from tests.e2e.backend import Backend
 from tests.e2e.balancer import Balancer, configuration
+from tests.e2e.client import Client
 from tests.e2e.lab import Lab
-from tests.e2e.messages import message
+from tests.e2e.messages import message, read_answer
 from tests.e2e.namespaces import join
 from tests.e2e.polling import PATIENCE, eventually, eventually_equal
 from tests.e2e.processes import Process
@@ -147,6 +148,69 @@ def test_answers_that_are_none(lab: Lab, respond: Callable[..., bytes | None], r
     check = expecting(ord("b")) | {"timeout": "100ms"}
     balancer = lab.balancer(lab.tree(backends, health_check=check))
     eventually_equal(lambda: reasons(balancer), [reason, "answered"])
+
+
+# Where the order of responses binds a client to a backend.
+
+IN_ORDER = {
+    "length": {"offset": 0, "width": 4, "adjust": 4},
+    "id": {"offset": 4, "width": 4},
+    "ordering": "fifo",
+}
+
+
+def goes_to(balancer: Balancer, messages: int, name: str) -> bool:
+    """Whether any of so many messages went to a backend, once they have gone somewhere."""
+    eventually_equal(lambda: balancer.metrics().value("messages_total"), messages)
+    return name in used(balancer)
+
+
+def owed_by_a_stopped_backend(lab: Lab, **timeouts: str) -> tuple[Balancer, Process, Client, int]:
+    """A client to which ``a`` owes an answer, and is stopped; also the number of its next message."""
+    process, first = lab.demo_backend("a")
+    check = CHECK | {"protocol": False, "message": {"send": message(0xFFFF).hex()}}
+    balancer = lab.serve(
+        [first, lab.backend("b")],
+        protocol="in-order",
+        protocols={"in-order": IN_ORDER},
+        balance="round_robin",
+        batch=1,
+        health_check=check,
+        timeouts=timeouts,
+    )
+    process.signal(Signals.SIGSTOP)
+    client = balancer.connect()
+    numbers = itertools.count()
+    while True:
+        number = next(numbers)
+        client.send(message(number))
+        if goes_to(balancer, number + 1, "a"):
+            break
+        assert len(client.answers(1)) == 1
+    eventually_equal(lambda: up(balancer), {"a": 0, "b": 1})
+    return balancer, process, client, number + 1
+
+
+def test_a_client_that_is_owed_sends_no_more_there(lab: Lab) -> None:
+    """Its next messages wait for the answer, and go elsewhere then: answers keep their order."""
+    balancer, process, client, number = owed_by_a_stopped_backend(lab, queue="60s")
+    before = balancer.metrics().value("messages_total", backend="a")
+    client.send(message(number), message(number + 1))
+    eventually(lambda: balancer.metrics().value("pauses_total", reason="order") > 0)
+    assert balancer.metrics().value("messages_total", backend="a") == before
+    process.signal(Signals.SIGCONT)
+    answers = [read_answer(answer) for answer in client.answers(3)]
+    assert [answer.number for answer in answers] == [number - 1, number, number + 1]
+    assert answers[0].backend == "a"
+    assert balancer.metrics().value("dropped_messages_total") == 0
+
+
+def test_a_client_that_is_owed_for_too_long_is_told(lab: Lab) -> None:
+    balancer, _, client, number = owed_by_a_stopped_backend(lab, queue="300ms")
+    client.send(message(number))
+    assert client.is_reset()
+    dropped = balancer.metrics().seen("reason", "dropped_messages_total")
+    assert dropped == {"no_backend": 2}, "the one that waited, and the one that was due"
 
 
 # Pings of presets, and real servers.
