@@ -19,7 +19,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lb import abi, config, maglev
+from lb import abi, config, maglev, proxy
 from lb.backends import Backend
 from lb.events import event
 from lb.health import Ejections, Monitor
@@ -171,7 +171,9 @@ class Members:
 
     def _start(self, backend: Backend) -> None:
         pool = self._pool
-        monitor = Monitor(backend, pool.config.health_check, pool.config.timeouts.connect)
+        monitor = Monitor(
+            backend, pool.config.health_check, pool.config.timeouts.connect, _preface(pool.config)
+        )
         self._monitors[backend] = self._services.serve(f"monitor of {backend}", monitor.run())
         if pool.bundle is not None:
             pool.bundle.seat(backend)
@@ -298,6 +300,13 @@ def _take_rows(listening: Listening) -> None:
     first = listening.services.plane.counters.new_traffic_rows(count)
     listening.rows = (first, count)
     listening.policy = replace(listening.policy, traffic=(first - min(numbers) * SHARED_SEATS) % (1 << 32))
+
+
+def _preface(settings: config.Pool) -> bytes:
+    """What a check that asks says first: that it comes from the balancer itself."""
+    asks = settings.health_check is not None and settings.health_check.ping is not None
+    version = settings.send_proxy
+    return b"" if version is None or not asks else proxy.build(version, None)
 
 
 def _ejections(settings: config.Ejection | None, services: Services) -> Ejections | None:

@@ -114,6 +114,17 @@ def reasons(balancer: Balancer) -> list[str]:
     return [entry["health_reason"] for entry in balancer.status()["pools"][0]["backends"]]
 
 
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_checks_speak_for_the_balancer_itself(lab: Lab, version: str) -> None:
+    """A backend that expects a PROXY header gets one with its check, too."""
+    backend = lab.backend("a", proxied=True)
+    check = expecting(ord("a"))
+    balancer = lab.balancer(lab.tree([backend], send_proxy=version, health_check=check)).wait_ready()
+    assert reasons(balancer) == ["answered"]
+    assert backend.headers
+    assert all(header.endpoints is None for header in backend.headers)
+
+
 def used(balancer: Balancer) -> dict[str, float]:
     return balancer.metrics().seen("backend", "messages_total")
 
