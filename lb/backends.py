@@ -69,13 +69,13 @@ class Checked:
 class Witness(Protocol):
     """Who is told what becomes of a backend's messages, and may eject it for that."""
 
-    def connected(self, backend: "Backend") -> None:
+    def saw_connection(self, backend: "Backend") -> None:
         """A connection for messages was made."""
 
-    def failed(self, backend: "Backend", reason: str) -> None:
+    def saw_failure(self, backend: "Backend", reason: str) -> None:
         """A connection for messages could not be made."""
 
-    def lost(self, backend: "Backend", reason: str, failures: int) -> None:
+    def saw_loss(self, backend: "Backend", reason: str, failures: int) -> None:
         """A connection ended while it owed answers, or so many requests got none in time."""
 
 
@@ -180,18 +180,18 @@ class Backend:
         if self._check.ping is None:
             self._result(Health.UP, self._check.rise, "connected")
         if self.witness is not None:
-            self.witness.connected(self)
+            self.witness.saw_connection(self)
 
     def failed(self, reason: str) -> None:
         """A connection for messages failed."""
         self._not_connected(reason)
         if self.witness is not None and reason not in _OURS:
-            self.witness.failed(self, reason)
+            self.witness.saw_failure(self, reason)
 
     def lost(self, reason: str, failures: int = 1) -> None:
         """A connection ended while it owed answers, or so many requests got no response in time."""
         if self.witness is not None and failures:
-            self.witness.lost(self, reason, failures)
+            self.witness.saw_loss(self, reason, failures)
 
     def checked(self, failure: str | None, seconds: float, *, connected: bool) -> None:
         """A check succeeded or failed, which took so long, with or without a connection."""

@@ -259,7 +259,7 @@ class Status:
             health_seconds=round(time.monotonic() - backend.since, 3),
             last_check=_check(backend.last_check),
             ejected_seconds_left=_left(backend.ejected_until),
-            ejections=dict(backend.ejections),
+            ejections=_seen(backend.ejections),
             weight=backend.weight,
             priority=backend.priority,
             effective_weight=backend.effective_weight,

@@ -23,6 +23,16 @@ _log = logging.getLogger(__name__)
 
 _LOOK = 0.1  # seconds between two looks at what the programs have counted
 ERROR_RESPONSE = "error_response"
+_REASONS = (
+    "refused",
+    "timeout",
+    "unreachable",
+    "reset",
+    "closed",
+    "malformed",
+    "response_timeout",
+    ERROR_RESPONSE,
+)
 
 
 class Timer(Protocol):
@@ -87,6 +97,7 @@ class Ejections:
         answers = self._answers(backend)
         self._records[backend] = _Record(answers)
         backend.errors_before = answers.errors
+        backend.ejections.update(dict.fromkeys(_REASONS, 0))  # a rate needs a first value
         backend.witness = self
 
     def remove(self, backend: Backend) -> None:
@@ -114,19 +125,19 @@ class Ejections:
         for backend in self._records:
             self._judge(backend, ERROR_RESPONSE)
 
-    def connected(self, backend: Backend) -> None:
+    def saw_connection(self, backend: Backend) -> None:
         """A connection for messages was made."""
         if (record := self._records.get(backend)) is not None:
             record.unconnected = 0
 
-    def failed(self, backend: Backend, reason: str) -> None:
+    def saw_failure(self, backend: Backend, reason: str) -> None:
         """A connection for messages could not be made."""
         if (record := self._records.get(backend)) is not None:
             record.look(self._answers(backend))
             record.unconnected += 1
             self._judge(backend, reason)
 
-    def lost(self, backend: Backend, reason: str, failures: int = 1) -> None:
+    def saw_loss(self, backend: Backend, reason: str, failures: int = 1) -> None:
         """A connection ended while it owed answers, or so many requests got none in time."""
         if (record := self._records.get(backend)) is not None:
             record.look(self._answers(backend))

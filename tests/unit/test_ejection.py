@@ -63,7 +63,7 @@ def test_failures_in_a_row_eject() -> None:
     pool.bad()
     assert pool.out == "a"
     assert not backend.usable
-    assert backend.ejections == {"error_response": 1}
+    assert +backend.ejections == {"error_response": 1}
     pool.clock.advance(9.9)
     assert pool.out == "a"
     pool.clock.advance(0.2)
