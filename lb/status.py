@@ -205,7 +205,8 @@ class Status:
         return "serving" if self._server.started.is_set() else "starting"
 
     def _listener(self, address: str, listening: Listening) -> ListenerStatus:
-        rows = [self._server.traffic(listening, backend) for backend in listening.pool.backends]
+        backends = (each for pool in listening.pools for each in (*pool.backends, *pool.leaving))
+        rows = [self._server.traffic(listening, backend) for backend in backends]
         return ListenerStatus(
             name=listening.config.name,
             address=address,

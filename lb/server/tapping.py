@@ -166,7 +166,8 @@ class Tapping:
 
     def _read(self) -> None:
         records = self._taps.read()
-        backends = {backend.index: backend for pool in self._world.pools for backend in pool.backends}
+        members = (each for pool in self._world.pools for each in (*pool.backends, *pool.leaving))
+        backends = {backend.index: backend for backend in members}
         for record in records:
             if isinstance(record, Answer):
                 asked = self._outstanding.pop(record.number, None)

@@ -173,6 +173,11 @@ def test_status(lab: Lab) -> None:
     assert [backend["weight"] for backend in pool["backends"]] == [1, 3]
     assert sum(backend["requests"] for backend in pool["backends"]) == 8
     assert sum(backend["responses"] for backend in pool["backends"]) == 8
+    assert (listener["requests"], listener["responses"]) == (8, 8)
+    assert 0 < listener["request_bytes"] < listener["response_bytes"]
+    durations = [entry for backend in pool["backends"] for entry in backend["durations"]]
+    assert sum(messages for _, _, messages in durations) == 8
+    assert all(0 <= begin < end for begin, end, _ in durations)
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz", "/status"])

@@ -69,6 +69,14 @@ def ask(client: Client, number: int, body: bytes) -> str:
     return read_answer(answer).backend
 
 
+def test_a_listeners_traffic_is_that_of_all_its_pools(lab: Lab) -> None:
+    balancer, _ = serve(lab)
+    client = balancer.connect()
+    client.ask(*(message(number, body) for number, body in enumerate([MAIN, CANARY, SECOND, CANARY])))
+    (listener,) = balancer.status()["listeners"]
+    assert (listener["requests"], listener["responses"]) == (4, 4)
+
+
 @SHARING
 def test_messages_go_where_the_first_rule_that_matches_says(lab: Lab, connections: str) -> None:
     balancer, _ = serve(lab, connections=connections)

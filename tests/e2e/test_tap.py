@@ -127,6 +127,27 @@ def test_a_message_that_is_denied(lab: Lab) -> None:
     assert lines["denied"]["bytes"] == message(2).hex()
 
 
+def test_messages_that_rules_send_elsewhere_or_deny(lab: Lab) -> None:
+    tree = lab.tree([lab.backend("a")])
+    tree["pools"].append(lab.tree([lab.backend("a")])["pools"][0] | {"name": "canary"})
+    tree["listeners"][0]["rules"] = [
+        {"match": {"offset": 8, "prefix": "c"}, "then": {"pool": "canary"}},
+        {"match": {"offset": 8, "prefix": "e"}, "then": "deny"},
+    ]
+    balancer = lab.balancer(tree).wait_ready()
+    client = balancer.connect()
+    with tap(balancer) as viewer:
+        client.ask(message(1, b"m"))
+        client.ask(message(2, b"c"))
+        client.send(message(3, b"e"))
+        lines = [viewer.line() for _ in range(3)]
+    assert [(line["pool"], line["outcome"]) for line in lines] == [
+        ("workers", "answered"),
+        ("canary", "answered"),
+        (None, "denied"),
+    ]
+
+
 def test_a_message_without_an_answer(lab: Lab) -> None:
     backend = lab.backend("a", holding=True)
     balancer = lab.serve([backend])
