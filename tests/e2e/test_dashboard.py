@@ -160,6 +160,21 @@ def test_drain_and_ready(lab: Lab, browser: Browser) -> None:
     page.check()
 
 
+def test_a_backend_that_is_down_says_why(lab: Lab, browser: Browser) -> None:
+    ill = lab.backend("a")
+    check = {"interval": "100ms", "timeout": "1s", "rise": 1, "fall": 1}
+    balancer = lab.serve([ill, lab.backend("b")], health_check=check)
+    page = Page(browser, balancer)
+    eventually_equal(lambda: page.column("State"), ["up", "up"], limit=SLOW)
+    ill.close()
+    eventually_equal(lambda: page.column("State"), ["down", "up"], limit=SLOW)
+    reason = balancer.status()["pools"][0]["backends"][0]["health_reason"]
+    assert reason
+    assert f" · {reason}, for " in page.texts(".backends th[scope=row] small")[0]
+    eventually(lambda: any("workers/a is down" in text for text in page.events()), limit=SLOW)
+    page.check()
+
+
 def test_the_last_one_is_drained_when_it_is_said_twice(lab: Lab, browser: Browser) -> None:
     balancer = lab.serve([lab.backend("a")])
     page = Page(browser, balancer)

@@ -82,16 +82,14 @@ function backendRow(change) {
     say(button, asked === null ? command : "The last one: drain it?");
     button.setAttribute("aria-label", `${button.textContent} ${shown.pool}/${shown.name}`);
     button.className = asked === null ? command.toLowerCase() : "sure";
-    button.hidden = shown.admin === undefined;
   };
   return {
     element: cells.element,
     update: (backend) => {
       shown = backend;
-      const out = backend.admin !== undefined && backend.admin !== "ready";
-      const state = out ? `${backend.admin}${backend.health === "down" ? ", down" : ""}` : backend.health;
-      chip.className = `chip ${out ? "warn" : { up: "good", down: "bad" }[backend.health] ?? "info"}`;
-      say(chip, state);
+      const state = stateOf(backend);
+      chip.className = `chip ${state.kind}`;
+      say(chip, state.text);
       bar.style.width = `${100 * (backend.share ?? 0)}%`;
       say(share, figures.percent(backend.share));
       const weight = Math.round(backend.effective_weight * 10) / 10;
@@ -103,9 +101,21 @@ function backendRow(change) {
       label();
       if (!cells.at(0).firstChild) cells.at(0).append(el("span", {}), el("small", {}));
       say(cells.at(0).firstChild, backend.name);
-      say(cells.at(0).lastChild, backend.address + (backend.priority ? ` · reserve ${backend.priority}` : ""));
+      const notes = [backend.address];
+      if (backend.priority) notes.push(`reserve ${backend.priority}`);
+      if (backend.health === "down") notes.push(`${backend.health_reason}, for ${figures.age(backend.health_seconds)}`);
+      say(cells.at(0).lastChild, notes.join(" · "));
     },
   };
+}
+
+// What the operator wants goes before what is known.
+function stateOf(backend) {
+  const left = backend.ejected_seconds_left;
+  const health = left === null ? backend.health : `ejected for ${figures.age(left)}`;
+  const kind = left !== null ? "bad" : { up: "good", down: "bad" }[health] ?? "info";
+  if (backend.admin === "ready") return { text: health, kind };
+  return { text: kind === "bad" ? `${backend.admin}, ${health}` : backend.admin, kind: "warn" };
 }
 
 // A row of [label, class, ...content] cells, the first of which names it.
