@@ -303,10 +303,9 @@ def _take_rows(listening: Listening) -> None:
 
 
 def _preface(settings: config.Pool) -> bytes:
-    """What a check that asks says first: that it comes from the balancer itself."""
-    asks = settings.health_check is not None and settings.health_check.ping is not None
+    """What a check says first: that it comes from the balancer itself."""
     version = settings.send_proxy
-    return b"" if version is None or not asks else proxy.build(version, None)
+    return b"" if version is None else proxy.build(version, None)
 
 
 def _ejections(settings: config.Ejection | None, services: Services) -> Ejections | None:
