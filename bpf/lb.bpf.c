@@ -157,6 +157,9 @@ static __always_inline int lb_take(struct __sk_buff *skb, struct lb_slot *source
 	enum lb_pause why = LB_RUNNING;
 	struct lb_batch batch;
 
+	/* What was decided when it began stands; a new message knows nothing of the one before. */
+	if (!source->started)
+		source->denied = LB_NOT_DENIED;
 	if (measuring.from_client) {
 		measuring.target = number;
 		transfers = lb_transfers(source, number, framing);
@@ -182,8 +185,6 @@ static __always_inline int lb_take(struct __sk_buff *skb, struct lb_slot *source
 	if (!begun && *(volatile __u32 *)&source->hold)
 		why = LB_PAUSED_HELD;
 	if (transfers || rules) {
-		if (!source->started)
-			source->denied = LB_NOT_DENIED;
 		if (!source->denied && denied) {
 			source->denied = LB_DENIED_RULE;
 		} else if (transfers && !source->denied &&

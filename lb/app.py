@@ -6,6 +6,7 @@ that the rest works without, and only then does anybody listen.
 
 import asyncio
 import logging
+import os
 import resource
 import signal
 import socket
@@ -23,8 +24,10 @@ from lb.framing import Framing
 from lb.metrics import Metrics
 from lb.notify import Notifier
 from lb.server import Server
-from lb.server.accepting import bind
+from lb.server.accepting import bind, explain_bind
 from lb.server.capacity import sizes
+from lb.server.reload import Reloader
+from lb.server.watch import watch
 from lb.status import Status
 
 _log = logging.getLogger(__name__)
@@ -100,7 +103,7 @@ def _bind_address(address: config.Address, framing: Framing, timeouts: config.Ti
     try:
         return bind(address, framing.max_message, timeouts)
     except OSError as error:
-        raise privileges.explain_bind(error, str(address)) from error
+        raise explain_bind(error, str(address)) from error
 
 
 def _bind_admin(address: config.Address) -> socket.socket:
@@ -110,7 +113,7 @@ def _bind_admin(address: config.Address) -> socket.socket:
         sock.bind(address.sockaddr)
     except OSError as error:
         sock.close()
-        raise privileges.explain_bind(error, str(address)) from error
+        raise explain_bind(error, str(address)) from error
     return sock
 
 
@@ -126,7 +129,10 @@ async def _serve(
 ) -> None:
     server = Server(settings, plane, bound, workers)
     status = Status(server, source)
-    admin = Admin(Metrics(server), status, server.tapping, events)
+    reloader = Reloader(server, source)
+    reloader.on_begin.append(notifier.reloading)
+    reloader.on_end.append(lambda _: notifier.ready())
+    admin = Admin(Metrics(server, reloader), status, server.tapping, events, reloader)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     serving = asyncio.current_task()
@@ -136,23 +142,14 @@ async def _serve(
         notifier.stopping(max(pool.config.timeouts.drain for pool in server.pools) + _LAST_WORDS)
 
     _listen_to_signals(stop, serving, ending)
-    # Its default action would end the process.
-    loop.add_signal_handler(signal.SIGHUP, _log.warning, "SIGHUP: this version cannot reload; restart it")
+    loop.add_signal_handler(signal.SIGHUP, reloader.request, "SIGHUP")
     try:
         async with asyncio.TaskGroup() as tasks:
             main = tasks.create_task(server.run(stop), name="server")
             await server.started.wait()
+            server.assembly.services.serve("watch of the configuration", _watch(server, reloader, source))
             if admin_socket is not None:
                 await admin.start(admin_socket)
-            for listener, listening in zip(server.listeners, server.listenings, strict=True):
-                _log.info(
-                    "listener %s: %s, %s, pool %s",
-                    listening.config.name,
-                    listener.address,
-                    listening.config.framing.name,
-                    listening.config.pool,
-                    extra=event("listener", listener=listening.config.name, address=listener.address),
-                )
             if admin_socket is not None:
                 _log.info("admin: http://%s:%d", *admin_socket.getsockname()[:2])
             notifier.ready()
@@ -169,6 +166,17 @@ async def _serve(
         for number in _ENDING:
             signal.signal(number, signal.SIG_IGN)
     _log.info("stopped")
+
+
+async def _watch(server: Server, reloader: Reloader, source: Path) -> None:
+    """Reloads a file that has changed, while the configuration in use wants that."""
+    if not os.access(source, os.R_OK):
+        _log.warning("%s cannot be read by who serves: it cannot be reloaded", source)
+    await watch(
+        source,
+        lambda: server.settings.runtime.watch,
+        lambda: reloader.request(f"{source} has changed"),
+    )
 
 
 def _listen_to_signals(stop: asyncio.Event, serving: asyncio.Task[None], ending: Callable[[], None]) -> None:

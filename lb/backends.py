@@ -155,6 +155,11 @@ class Backend:
         """Whether results contradict its health, and are too few yet to change it."""
         return self._run > 0
 
+    def recheck(self, check: config.HealthCheck) -> None:
+        """Changes how many results in a row change its health."""
+        self._check = check
+        self._run = 0
+
     def administer(self, state: AdminState) -> None:
         """Takes it out, or back; its messages follow at once, its connections in good order."""
         before, self.admin = self.admin, state

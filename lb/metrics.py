@@ -1,7 +1,6 @@
 """The metrics of the contract, read from the kernel's counters at each scrape."""
 
 import os
-import time
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry
@@ -23,6 +22,7 @@ from lb.dataplane import Durations, bucket_limit
 from lb.libbpf import libbpf_version
 from lb.server import Server
 from lb.server.context import Pool
+from lb.server.reload import Reloader
 
 _PREFIX = "sockmap_lb_"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -35,9 +35,9 @@ _BOUNDS = tuple(
 class Metrics:
     """The exposition of one server."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, reloader: Reloader) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_ServerCollector(server))
+        self._registry.register(_ServerCollector(server, reloader))
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
 
@@ -47,9 +47,9 @@ class Metrics:
 
 
 class _ServerCollector(Collector):
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, reloader: Reloader) -> None:
         self._server = server
-        self._loaded_at = time.time()
+        self._reloader = reloader
 
     def collect(self) -> Iterator[Metric]:
         yield from self._messages()
@@ -66,10 +66,11 @@ class _ServerCollector(Collector):
         size = _counter("bytes", "Bytes of messages sent on.", (*labels, "direction"))
         path = _counter("datapath_messages", "Messages by who carried them.", ("path",))
         everything, userspace = self._server.departed.all, self._server.departed.relayed
+        for listening, backend in self._server.departing():
+            row = self._server.traffic(listening, backend)
+            everything += row.requests + row.responses
+            userspace += listening.carried(backend)
         for listening in self._server.listenings:
-            for backend in (backend for pool in listening.pools for backend in pool.leaving):
-                row = self._server.traffic(listening, backend)
-                everything += row.requests + row.responses
             for backend in (backend for pool in listening.pools for backend in pool.backends):
                 row = self._server.traffic(listening, backend)
                 everything += row.requests + row.responses
@@ -78,7 +79,7 @@ class _ServerCollector(Collector):
                 responses.add_metric(where, row.responses)
                 size.add_metric((*where, "request"), row.request_bytes)
                 size.add_metric((*where, "response"), row.response_bytes)
-            userspace += sum(row.requests + row.responses for row in listening.relayed.values())
+                userspace += listening.carried(backend)
         userspace += self._server.plane.counters.messages(abi.Counter.FORWARDED)
         path.add_metric(("kernel",), everything - userspace)
         for passed in (abi.Counter.PASSED_NO_UPSTREAM, abi.Counter.PASSED_NO_FLIGHT):
@@ -110,7 +111,7 @@ class _ServerCollector(Collector):
         )
         for listening in self._server.listenings:
             name = listening.config.name
-            now.add_metric((name,), len(listening.clients))
+            now.add_metric((name,), self._server.client_count(name))
             total.add_metric((name,), listening.accepted)
             for reason, count in listening.refused.items():
                 refused.add_metric((name, reason), count)
@@ -189,10 +190,10 @@ class _ServerCollector(Collector):
         ).add(self._server.buffered_bytes())
         yield _gauge(
             "config_last_reload_successful", "Whether the configuration in use is the last one read.", ()
-        ).add(1)
+        ).add(self._reloader.successful)
         yield _gauge(
             "config_last_reload_success_timestamp_seconds", "When the configuration in use was read.", ()
-        ).add(self._loaded_at)
+        ).add(self._reloader.succeeded_at)
         build = _gauge("build_info", "What is running.", ("version", "kernel", "libbpf"))
         build.add_metric((lb.__version__, os.uname().release, libbpf_version()), 1)
         yield build

@@ -4,7 +4,6 @@
 import encodings.ascii
 import encodings.idna
 import encodings.latin_1  # noqa: F401
-import errno
 import os
 import pwd
 
@@ -45,15 +44,3 @@ def drop(user: str | None) -> str:
     if left := effective_capabilities():
         raise MachineError(f"capabilities {sorted(left)} could not be dropped", "report this as a bug")
     return f"serving as {identity} without capabilities"
-
-
-def explain_bind(error: OSError, address: str) -> MachineError:
-    """An address that cannot be bound, with what to do about it."""
-    remedies = {
-        errno.EADDRINUSE: f"find who listens there with `ss -ltnp`, or choose another address than {address}",
-        errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE when the balancer starts",
-        errno.EADDRNOTAVAIL: "use an address of this machine (`ip address`)",
-    }
-    return MachineError(
-        f"cannot listen on {address}: {error.strerror}", remedies.get(error.errno or 0, "see `man 2 bind`")
-    )

@@ -172,7 +172,7 @@ class Status:
         backends = [backend for pool in self._server.pools for backend in pool.backends]
         up = sum(backend.health is Health.UP for backend in backends)
         clients = sum(len(listening.clients) for listening in self._server.listenings)
-        return f"{self._state()}: clients: {clients}, backends up: {up} of {len(backends)}"
+        return f"{self._server.state}: clients: {clients}, backends up: {up} of {len(backends)}"
 
     def snapshot(self) -> ServerStatus:
         """The state right now."""
@@ -183,7 +183,7 @@ class Status:
             kernel=os.uname().release,
             configuration=str(self._source),
             uptime_seconds=round(time.monotonic() - self._since, 3),
-            state=self._state(),
+            state=server.state,
             ready=not obstacles,
             not_ready_because=obstacles,
             sockets=server.plane.slots.in_use,
@@ -197,13 +197,6 @@ class Status:
             pools=[self._pool(pool) for pool in server.pools],
         )
 
-    def _state(self) -> str:
-        if self._server.draining:
-            return "draining"
-        if self._server.leaving:
-            return "leaving"
-        return "serving" if self._server.started.is_set() else "starting"
-
     def _listener(self, address: str, listening: Listening) -> ListenerStatus:
         backends = (each for pool in listening.pools for each in (*pool.backends, *pool.leaving))
         rows = [self._server.traffic(listening, backend) for backend in backends]
@@ -213,7 +206,7 @@ class Status:
             protocol=listening.config.framing.name,
             pool=listening.config.pool,
             proxy_protocol=listening.config.trusted is not None,
-            clients=len(listening.clients),
+            clients=self._server.client_count(listening.config.name),
             addresses=listening.clients.addresses,
             rules=len(listening.config.rules),
             limits=LimitsStatus(

@@ -7,10 +7,12 @@ from aiohttp import web
 from lb.admin import guard
 from lb.admin.commands import Commands, refusal
 from lb.admin.dashboard import Dashboard
+from lb.admin.reloads import Reloads
 from lb.admin.tap import TapPage
 from lb.events import Ring
 from lb.metrics import CONTENT_TYPE, Metrics
 from lb.server import Tapping
+from lb.server.reload import Reloader
 from lb.status import Status
 
 _DIGITS = 15  # of the number of an event: what a JSON number can hold
@@ -19,7 +21,9 @@ _DIGITS = 15  # of the number of an event: what a JSON number can hold
 class Admin:
     """Serves HTTP on a bound socket."""
 
-    def __init__(self, metrics: Metrics, status: Status, tapping: Tapping, events: Ring) -> None:
+    def __init__(
+        self, metrics: Metrics, status: Status, tapping: Tapping, events: Ring, reloader: Reloader
+    ) -> None:
         self._metrics = metrics
         self._status = status
         self._events = events
@@ -30,6 +34,7 @@ class Admin:
         application.router.add_get("/status", self._get_status)
         application.router.add_get("/events", self._get_events)
         Commands(status).add_to(application.router)
+        Reloads(reloader).add_to(application.router)
         TapPage(tapping).add_to(application.router)
         Dashboard().add_to(application.router)
         # A tap whose viewer has left, with nothing to see, would learn of it by nothing else.

@@ -83,6 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     top.add_argument("--json", action="store_true", help="for machines: a line for each interval")
     top.set_defaults(module="top")
 
+    reload = commands.add_parser("reload", help="apply what has changed in the configuration file")
+    _add_admin(reload)
+    reload.set_defaults(module="reload")
+
     for name, what in _CHANGES.items():
         change = commands.add_parser(name, help=what)
         change.add_argument("backend", type=_backend, metavar="POOL/BACKEND")

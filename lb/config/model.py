@@ -86,12 +86,14 @@ class Runtime:
     """Who serves (None: whoever starts the process), the most sockets, and the most bytes waiting for one.
 
     `shutdown_delay`: seconds in which new clients are still served after SIGTERM, though it is not ready.
+    `watch`: whether the file is reloaded when its content changes.
     """
 
     user: str | None = "nobody"
     max_connections: int = 65536
     buffer_budget: int = 1 << 20
     shutdown_delay: float = 0.0
+    watch: bool = False
 
 
 class ProxyVersion(StrEnum):

@@ -10,7 +10,7 @@ from lb.config.listeners import Listeners
 from lb.config.model import Admin, Config, Runtime
 from lb.config.pools import Pools
 from lb.config.protocols import Protocols
-from lb.config.scalars import duration, integer, read_listen_address, read_name, size
+from lb.config.scalars import duration, integer, read_flag, read_listen_address, read_name, size
 from lb.config.units import format_size
 from lb.config.value import Value
 
@@ -88,7 +88,7 @@ def _read_admin(value: Value) -> Admin | None:
 
 
 def _read_runtime(value: Value) -> Runtime | None:
-    section = value.section("user", "max_connections", "buffer_budget", "shutdown_delay")
+    section = value.section("user", "max_connections", "buffer_budget", "shutdown_delay", "watch")
     if section is None:
         return None
     default = Runtime()
@@ -109,4 +109,5 @@ def _read_runtime(value: Value) -> Runtime | None:
             duration(0.0, 300.0, "who sends clients here looks every few seconds; more only delays restarts"),
             default.shutdown_delay,
         ),
+        watch=section.optional("watch", read_flag, default.watch),
     )

@@ -108,6 +108,11 @@ class MappedSocket:
         received = sockets.progress(self.sock).received
         return max(0, received - self.taken - self._slot.consumed_bytes)
 
+    def set_rates(self, rate: int, address_rate: int) -> None:
+        """Client: other numbers of rates, from the next message on; 0 for none."""
+        self._slot.rate = rate
+        self._slot.address_rate = address_rate
+
     def hold(self) -> None:
         """Makes the parser pause in front of the next message."""
         self._slot.hold = 1

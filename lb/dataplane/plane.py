@@ -91,10 +91,12 @@ class DataPlane:
     def __init__(self, loaded: Object, connections: int, max_message: int) -> None:
         """Takes over the loaded object; ``max_message`` is the largest of any framing, in bytes."""
         self._object = loaded
+        self.max_message = max_message
         self._socks = loaded.map("lb_socks", SockMap)
         self._sources = loaded.map("lb_sources", SockMap)
         self._inflight = loaded.map("lb_inflight", HashMap)
         self._heads = loaded.map("lb_heads", HashMap)
+        self.keeps_heads = self._heads.max_entries > 1
         self._conns = loaded.map("lb_conns", HashMap)
         self._framings = loaded.map("lb_framings", ArrayMap)
         self._pools = loaded.map("lb_pools", ArrayMap)

@@ -80,7 +80,7 @@ class Rules:
         Raises:
             lb.ranges.TableFullError: the maps were not loaded for so many.
         """
-        range_ = self._write(tests)
+        range_ = self.reserve(tests)
         try:
             number = 1 + self._numbers.acquire()
         except RuntimeError:
@@ -99,9 +99,12 @@ class Rules:
         Raises:
             lb.ranges.TableFullError: as for :meth:`publish`; the old rules stay.
         """
-        range_ = self._write(tests)
-        old, self._current[number] = self._current[number], range_
-        self._rules[number].first = range_.first
+        return self.switch(number, self.reserve(tests))
+
+    def switch(self, number: int, to: Range) -> Range:
+        """The second half of :meth:`replace`, with what :meth:`reserve` gave; cannot fail."""
+        old, self._current[number] = self._current[number], to
+        self._rules[number].first = to.first
         return old
 
     def withdraw(self, number: int) -> None:
@@ -113,7 +116,12 @@ class Rules:
         """No program follows these any more."""
         self._ranges.release(old.first, old.count)
 
-    def _write(self, tests: Sequence[abi.Test]) -> Range:
+    def reserve(self, tests: Sequence[abi.Test]) -> Range:
+        """Puts tests where nobody follows them yet.
+
+        Raises:
+            lb.ranges.TableFullError: there is no room.
+        """
         first = self._ranges.acquire(len(tests))
         for place, test in enumerate(tests, first):
             entry = abi.Test.from_buffer_copy(test)

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 
 from lb import config
-from lb.dataplane import sockets
+from lb.dataplane import MachineError, sockets
 
 _log = logging.getLogger(__name__)
 
@@ -50,17 +50,34 @@ def bind(address: config.Address, max_message: int, timeouts: config.Timeouts) -
         if sock.family == socket.AF_INET6:
             # [::]:53 beside 0.0.0.0:53 would be the same port twice, and a client have two addresses.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sockets.prepare(
-            sock,
-            max_message=max_message,
-            half_message=timeouts.half_message,
-            unacknowledged=timeouts.unacknowledged,
-        )
+        prepare(sock, max_message, timeouts)
         sock.bind(address.sockaddr)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def explain_bind(error: OSError, address: str) -> MachineError:
+    """An address that cannot be bound, with what to do about it."""
+    remedies = {
+        errno.EADDRINUSE: f"find who listens there with `ss -ltnp`, or choose another address than {address}",
+        errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE when the balancer starts",
+        errno.EADDRNOTAVAIL: "use an address of this machine (`ip address`)",
+    }
+    return MachineError(
+        f"cannot listen on {address}: {error.strerror}", remedies.get(error.errno or 0, "see `man 2 bind`")
+    )
+
+
+def prepare(sock: socket.socket, max_message: int, timeouts: config.Timeouts) -> None:
+    """Sets the options that accepted sockets inherit, also of one that listens already; see :func:`bind`."""
+    sockets.prepare(
+        sock,
+        max_message=max_message,
+        half_message=timeouts.half_message,
+        unacknowledged=timeouts.unacknowledged,
+    )
 
 
 class Acceptor:
@@ -90,6 +107,17 @@ class Acceptor:
         if loop is not None:
             loop.remove_reader(self._sock.fileno())
         self._sock.close()
+
+    def prepare(self, max_message: int, timeouts: config.Timeouts) -> None:
+        """Gives those who connect from here on other options."""
+        prepare(self._sock, max_message, timeouts)
+
+    def give_away(self) -> socket.socket:
+        """Stops to accept, and gives the socket away: who connects meanwhile waits in its queue."""
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.remove_reader(self._sock.fileno())
+        return self._sock
 
     def _accept_batch(self) -> None:
         for _ in range(_BATCH):

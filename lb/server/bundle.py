@@ -62,7 +62,7 @@ class Bundle:
         self._departures: dict[Upstream, Callable[[], None]] = {}  # whom to tell that a worker has left
         self._tables: dict[Upstream, FlightTable] = {}
         self._attempts: Counter[int] = Counter()  # by place
-        self._closing = False
+        self._started = self._closing = False
 
     def __str__(self) -> str:
         return f"pool {self._pool.config.name}"
@@ -99,8 +99,16 @@ class Bundle:
 
     # Upstreams come and go
 
+    def start(self) -> None:
+        """Connects all upstreams."""
+        self._started = True
+        for backend in self._pool.backends:
+            self.seat(backend)
+
     def seat(self, backend: Backend) -> None:
         """Gives a backend its places, as soon as there are some, and connects."""
+        if not self._started or backend in self._first or backend in self._waiting:
+            return
         try:
             self._first[backend] = self._places.acquire(self._each)
         except TableFullError:
@@ -479,6 +487,17 @@ class Bundle:
             client.fail("slow_client")
 
     # The end
+
+    async def dissolve(self) -> None:
+        """Ends the connections of workers too, in good order; dialled ones end with their backends."""
+        self._closing = True
+        workers = list(self._departures)
+        for upstream in workers:
+            upstream.leave_route()
+        await self.services.quiescence.wait()
+        async with asyncio.TaskGroup() as group:
+            for upstream in workers:
+                group.create_task(_guarded(upstream, self._part(upstream)), name=f"farewell of {upstream}")
 
     async def drain(self) -> None:
         """Ends all connections in good order: what is on its way arrives."""

@@ -12,7 +12,7 @@ from lb.server.members import SHARED_SEATS
 # At least so many more than the first file has. They cost little memory: of a backend, 1 KiB for each CPU.
 _MORE_LISTENERS = 32
 _MORE_BACKENDS = 64
-_MORE_ROWS = 1024
+_MORE_ROWS = abi.MAX_POOLS * SHARED_SEATS + 1024  # those of a listener stand side by side
 _MORE_SHARED_POOLS = 8
 _MORE_HASHED_POOLS = 2
 _MORE_RATES = 64

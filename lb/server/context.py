@@ -4,13 +4,13 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lb import config
 from lb.backends import Backend
 from lb.dataplane import DataPlane, Policy
-from lb.framing import Ordering
+from lb.framing import Framing, Ordering
 from lb.rules import Target
 from lb.server import faults
 from lb.server.census import Census
@@ -148,6 +148,7 @@ class Listening:
 
     config: config.Listener
     pools: tuple[Pool, ...]  # that its messages may go to: its own, then those that rules name
+    published: Framing  # as the programs know its framing
     policy: Policy
     services: Services
     traffic: dict[int, int] = field(default_factory=dict)  # index of a backend -> row of the counters
@@ -159,6 +160,15 @@ class Listening:
     # Reasons that are known beforehand are there from the start: a rate needs a first value.
     refused: Counter[str] = field(default_factory=_no_refusals)
     protocol_errors: Counter[str] = field(default_factory=_no_errors)
+
+    def carried(self, backend: Backend) -> int:
+        """Messages to and from a backend that user space carried itself."""
+        row = self.relayed.get(backend)
+        return 0 if row is None else row.requests + row.responses
+
+    def renew(self, budget: int) -> None:
+        """Takes over what clients and upstreams to come get: ``budget`` and the pool's batch."""
+        self.policy = replace(self.policy, batch=self.pool.config.batch, budget=budget)
 
     @property
     def pool(self) -> Pool:

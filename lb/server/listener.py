@@ -18,7 +18,7 @@ class Listener:
     """Hands each connection to a :class:`Client`."""
 
     def __init__(self, listening: Listening, sock: socket.socket) -> None:
-        self._listening = listening
+        self.listening = listening
         self._acceptor = Acceptor(f"listener {listening.config.name}", sock, self._admit)
 
     @property
@@ -28,16 +28,24 @@ class Listener:
 
     def open(self) -> None:
         """Starts to accept."""
-        self._acceptor.open(self._listening.services.loop)
+        self._acceptor.open(self.listening.services.loop)
 
     def close(self) -> None:
         """Stops to accept; clients stay."""
         self._acceptor.close()
-        for introduction in list(self._listening.introductions):
+        for introduction in list(self.listening.introductions):
             introduction.close()
 
+    def give_away(self) -> socket.socket:
+        """Stops to accept; another listener goes on with the socket."""
+        return self._acceptor.give_away()
+
+    def prepare(self) -> None:
+        """Clients to come get what the pool's timeouts say now."""
+        self._acceptor.prepare(self.listening.max_message, self.listening.timeouts)
+
     def _admit(self, sock: socket.socket, peer: tuple[str, int]) -> None:
-        listening = self._listening
+        listening = self.listening
         listening.accepted += 1
         trusted = listening.config.trusted
         if trusted is not None and not config.within(trusted, peer[0]):
@@ -68,14 +76,14 @@ class Listener:
         ends = header.endpoints
         if ends is not None:
             peer = str(ends.source.host), ends.source.port
-        reason = self._listening.over_limit(peer[0])
+        reason = self.listening.over_limit(peer[0])
         if reason is not None:
-            services = self._listening.services
+            services = self.listening.services
             services.plane.release(ref)
             services.quiescence.reclaim_soon()
             self._refuse(sock, reason)
             return
-        self._serve(Client(self._listening, sock, peer, ref, header))
+        self._serve(Client(self.listening, sock, peer, ref, header))
 
     @staticmethod
     def _serve(client: Client) -> None:
@@ -84,6 +92,6 @@ class Listener:
 
     def _refuse(self, sock: socket.socket, reason: str) -> None:
         """Turns a client away with RST."""
-        self._listening.refused[reason] += 1
+        self.listening.refused[reason] += 1
         faults.reset_on_close(sock)
         sock.close()

@@ -54,30 +54,32 @@ class Members:
         self._shares: dict[Backend, int] = {}  # weights by which the table is made
         self._monitors: dict[Backend, asyncio.Task[None]] = {}
         self._ejections = _ejections(pool.config.ejection, services)
+        self._ejecting: asyncio.Task[None] | None = None
         self._hashing: asyncio.Task[None] | None = None
         self._stale = False
         pool.members = self
         try:
             for configured in backends:
-                self._enter(configured)
+                pool.backends.append(self.reserve(configured))
             if pool.config.hash is not None:
                 pool.table = self._translate(maglev.table(backends), pool.backends)
                 services.plane.hashing.publish(pool.index, pool.config.hash, self._indices(), pool.table)
         except TableFullError:
-            for backend in list(self._seat_of):
-                self._give_back(backend)
+            self.discard()
             raise
         self.weights = Weights(pool, services)
         self.names = Names(pool, services)
 
     def start(self) -> None:
-        """Tries the backends from here on, and connects to them if clients share their upstreams."""
+        """Tries the backends from here on."""
         for backend in self._pool.backends:
-            self._start(backend)
+            self._monitor(backend)
         self.names.follow(self._pool.config.names, self._pool.config.resolve)
         settings = self._pool.config.ejection
         if self._ejections is not None and settings is not None and settings.error_responses:
-            self._services.serve(f"ejections of {self._pool.config.name}", self._ejections.run())
+            self._ejecting = self._services.serve(
+                f"ejections of {self._pool.config.name}", self._ejections.run()
+            )
 
     def seat(self, backend: Backend) -> int:
         """The number of a member in its pool, 0 and up; where clients hash, the one in the table."""
@@ -103,14 +105,91 @@ class Members:
         Raises:
             TableFullError: the tables have no room for it now. Nothing has changed.
         """
-        backend = self._enter(configured)
+        backend = self.reserve(configured)
+        self.admit(backend, dial=dial)
+        return backend
+
+    def reserve(self, configured: config.Backend) -> Backend:
+        """Numbers for a backend to come: :meth:`admit` or :meth:`cancel` it.
+
+        Raises:
+            TableFullError: the tables have no room for it now.
+        """
+        pool, plane = self._pool, self._services.plane
+        index = plane.publish_backend(0, pool.index)
+        backend = Backend(pool.config.name, configured, pool.config.health_check or PASSIVE, index)
+        plane.set_max_outstanding(index, configured.max_outstanding)
+        try:
+            seat = self._seats.acquire()
+        except TableFullError:
+            plane.withdraw_backend(index)
+            raise
+        self._at[seat] = backend
+        self._seat_of[backend] = seat
+        self._shares[backend] = backend.weight
+        plane.hashing.join(index, seat if pool.config.hash is not None else 0)
+        try:
+            for listening in pool.listenings:
+                self._enter_row(listening, backend)
+        except TableFullError:
+            self.cancel(backend)
+            raise
+        if self._ejections is not None:
+            self._ejections.add(backend)
+        return backend
+
+    def admit(self, backend: Backend, *, dial: bool = True) -> None:
+        """The second half of :meth:`add`; cannot fail."""
+        self._pool.backends.append(backend)
         self.weights.add(backend)
         self._rehash()
         if dial:
             about = event("member", pool=backend.pool, backend=backend.name, change="comes")
-            _log.info("backend %s at %s has come", backend, configured.address, extra=about)
+            _log.info("backend %s at %s has come", backend, backend.config.address, extra=about)
             self._start(backend)
-        return backend
+
+    def cancel(self, backend: Backend) -> None:
+        """One that was reserved does not come, or one that has left is forgotten. Nobody refers to it."""
+        self._give_back(backend)
+
+    def close(self, reason: str) -> None:
+        """All leave, and none comes any more."""
+        self.names.follow((), self._pool.config.resolve)
+        for backend in list(self._pool.backends):
+            self.remove(backend, reason)
+        if self._ejecting is not None:
+            self._ejecting.cancel()
+
+    def discard(self) -> None:
+        """Gives back everything of a pool that has never served."""
+        for backend in list(self._seat_of):
+            self._give_back(backend)
+
+    def reconfigure(self, settings: config.Pool) -> None:
+        """New settings of the pool; backends that come, leave or change are told apart from them."""
+        pool = self._pool
+        before, pool.config = pool.config, settings
+        if (before.names, before.resolve) != (settings.names, settings.resolve):
+            self.names.follow(settings.names, settings.resolve)
+        if before.slow_start != settings.slow_start:
+            self.weights.set_slow_start(settings.slow_start)
+        if before.panic_threshold != settings.panic_threshold:
+            self.weights.settle()
+        checks = [(each.health_check, each.timeouts.connect) for each in (before, settings)]
+        if checks[0] != checks[1]:
+            for backend, monitor in list(self._monitors.items()):
+                monitor.cancel()
+                backend.recheck(settings.health_check or PASSIVE)
+                self._monitor(backend)
+
+    def change(self, backend: Backend, configured: config.Backend) -> None:
+        """New settings of a member; its address stays."""
+        backend.config = configured
+        self._services.plane.set_max_outstanding(backend.index, configured.max_outstanding)
+        if self._shares[backend] != backend.weight:
+            self._shares[backend] = backend.weight  # 0 too: it is the file that says so
+            self._rehash()
+        self.weights.changed(backend)
 
     def remove(self, backend: Backend, reason: str) -> None:
         """A backend leaves: nothing new goes there; the rest happens by itself, and takes its time.
@@ -118,6 +197,8 @@ class Members:
         ``reason``: for the log.
         """
         pool = self._pool
+        if backend not in pool.backends:
+            return
         pool.backends.remove(backend)
         pool.leaving.append(backend)
         monitor = self._monitors.pop(backend, None)
@@ -144,39 +225,15 @@ class Members:
         if self._hashing is None:
             self._hashing = self._services.spawn(f"table of {self._pool.config.name}", self._make_table())
 
-    def _enter(self, configured: config.Backend) -> Backend:
-        pool, plane = self._pool, self._services.plane
-        index = plane.publish_backend(0, pool.index)
-        backend = Backend(pool.config.name, configured, pool.config.health_check or PASSIVE, index)
-        plane.set_max_outstanding(index, configured.max_outstanding)
-        try:
-            seat = self._seats.acquire()
-        except TableFullError:
-            plane.withdraw_backend(index)
-            raise
-        self._at[seat] = backend
-        self._seat_of[backend] = seat
-        self._shares[backend] = backend.weight
-        plane.hashing.join(index, seat if pool.config.hash is not None else 0)
-        try:
-            for listening in pool.listenings:
-                self._enter_row(listening, backend)
-        except TableFullError:
-            self._give_back(backend)
-            raise
-        pool.backends.append(backend)
-        if self._ejections is not None:
-            self._ejections.add(backend)
-        return backend
-
     def _start(self, backend: Backend) -> None:
-        pool = self._pool
-        monitor = Monitor(
-            backend, pool.config.health_check, pool.config.timeouts.connect, _preface(pool.config)
-        )
+        self._monitor(backend)
+        if self._pool.bundle is not None:
+            self._pool.bundle.seat(backend)
+
+    def _monitor(self, backend: Backend) -> None:
+        settings = self._pool.config
+        monitor = Monitor(backend, settings.health_check, settings.timeouts.connect, _preface(settings))
         self._monitors[backend] = self._services.serve(f"monitor of {backend}", monitor.run())
-        if pool.bundle is not None:
-            pool.bundle.seat(backend)
 
     async def _leave(self, backend: Backend) -> None:
         pool, services = self._pool, self._services
@@ -225,11 +282,12 @@ class Members:
         if self._shared and listening.rows is None:
             _take_rows(listening)
         try:
-            for backend in (*pool.backends, *pool.leaving):
+            for backend in self._seat_of:
                 self._enter_row(listening, backend)
         except TableFullError:
             for backend in self._seat_of:
                 self._leave_row(listening, backend)
+            self._release_rows(listening)
             raise
         pool.listenings.append(listening)
 
@@ -238,6 +296,10 @@ class Members:
         for backend in self._seat_of:
             self._leave_row(listening, backend)
         self._pool.listenings.remove(listening)
+        self._release_rows(listening)
+
+    def _release_rows(self, listening: Listening) -> None:
+        """Those that it has side by side, when it has left its last pool."""
         if listening.rows is not None and not any(listening in pool.listenings for pool in listening.pools):
             self._services.plane.counters.release_traffic_rows(*listening.rows)
             listening.rows = None

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from lb import config
 from lb.dataplane.rates import Rates
+from lb.ranges import TableFullError
 
 _SECOND = 1e9
 _NOBODY = frozenset[int]()
@@ -47,13 +48,27 @@ class Buckets:
     def __init__(self, rates: Rates) -> None:
         self._rates = rates
         self._next = 1
+        self._spare: list[int] = []
+        self._set_to: dict[Key, config.Rate] = {}
         self._numbers: dict[Key, int] = {}
         self._clients: dict[Key, int] = {}  # how many of an address are connected
         self._away: OrderedDict[Key, None] = OrderedDict()  # the one that left first is first
         self._queues: dict[int, _Queue] = {}
 
+    def change(self, number: int, rate: config.Rate) -> None:
+        """Another rate for those who have a number; they begin with a full bucket."""
+        self._set(number, rate)
+
+    def release(self, number: int) -> None:
+        """Takes back a number of :meth:`new` that no program can mean any more."""
+        self._spare.append(number)
+
     def new(self, rate: config.Rate) -> int:
-        """A number for good."""
+        """A number of a listener's own.
+
+        Raises:
+            TableFullError: there is none.
+        """
         number = self._new_number()
         self._set(number, rate)
         return number
@@ -130,16 +145,21 @@ class Buckets:
         number = self._numbers.get(key)
         if number is None:
             number = self._numbers[key] = self._new_number()
+        if self._set_to.get(key) != rate:
+            self._set_to[key] = rate
             self._set(number, rate)
         return number
 
     def _new_number(self) -> int:
+        if self._spare:
+            return self._spare.pop()
         if self._next < self._rates.size:
             self._next += 1
             return self._next - 1
         if not self._away:
-            raise RuntimeError(f"the maps were loaded for {self._rates.size} rates")
+            raise TableFullError("rates", self._rates.size)
         key, _ = self._away.popitem(last=False)
+        del self._set_to[key]
         return self._numbers.pop(key)
 
     def _set(self, number: int, rate: config.Rate) -> None:

@@ -15,8 +15,18 @@ class SeveralBackendsError(Exception):
     """Not all of the messages are for the same backend."""
 
 
-def decisions(pools: Mapping[str, Pool]) -> Callable[[Action], int]:
-    """What the actions of rules mean to the programs, with the pools by name."""
+_NOBODY: Mapping[str, Sequence[Backend]] = {}
+
+
+def decisions(
+    pools: Mapping[str, Pool], coming: Mapping[str, Sequence[Backend]] = _NOBODY
+) -> Callable[[Action], int]:
+    """What the actions of rules mean to the programs.
+
+    Args:
+        pools: by name.
+        coming: backends that are about to join them, by pool; one of the same name leaves.
+    """
 
     def decision(action: Action) -> int:
         if isinstance(action, Deny):
@@ -25,7 +35,8 @@ def decisions(pools: Mapping[str, Pool]) -> Callable[[Action], int]:
         pool = pools[action.pool]
         if action.backend is None:
             return to_pool(pool.index)
-        index = next(backend.index for backend in pool.backends if backend.name == action.backend)
+        backends = (*coming.get(action.pool, ()), *pool.backends)
+        index = next(backend.index for backend in backends if backend.name == action.backend)
         return to_pool(pool.index, index)
 
     return decision

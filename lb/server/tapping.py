@@ -63,8 +63,13 @@ class TooManyViewersError(Exception):
 class _World(Protocol):
     """What there is to look at."""
 
-    listenings: list[Listening]
-    pools: list[Pool]
+    @property
+    def listenings(self) -> list[Listening]:
+        """What the clients of each listener share."""
+
+    @property
+    def pools(self) -> list[Pool]:
+        """All of them."""
 
 
 @dataclass(slots=True)

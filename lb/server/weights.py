@@ -50,13 +50,13 @@ class Ramps:
 
     def __init__(self, clock: Clock, slow_start: float, publish: Callable[[Backend], None]) -> None:
         self._clock = clock
-        self._slow_start = slow_start
+        self.slow_start = slow_start
         self._publish = publish
         self._timers: dict[Backend, Timer] = {}
 
     def start(self, backend: Backend) -> None:
         """A backend is up that was down. Publishing its first weight is the caller's."""
-        if self._slow_start:
+        if self.slow_start:
             self._step(backend, self._clock.time())
 
     def stop(self, backend: Backend) -> None:
@@ -68,9 +68,9 @@ class Ramps:
 
     def _step(self, backend: Backend, since: float) -> None:
         elapsed = self._clock.time() - since
-        backend.warmth = balance.warmth(elapsed, self._slow_start)
+        backend.warmth = balance.warmth(elapsed, self.slow_start)
         if backend.warmth < 1:
-            pause = self._slow_start / balance.RAMP_STEPS
+            pause = self.slow_start / balance.RAMP_STEPS
             self._timers[backend] = self._clock.call_later(pause, lambda: self._go_on(backend, since))
         else:
             self._timers.pop(backend, None)
@@ -108,6 +108,10 @@ class Weights:
         backend.serving = False
         self._publish(backend)
         self.settle()
+
+    def set_slow_start(self, seconds: float) -> None:
+        """For those that start from here on."""
+        self._ramps.slow_start = seconds
 
     def changed(self, backend: Backend) -> None:
         """What is known of a backend, or its weight, is not what it was."""

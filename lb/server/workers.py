@@ -79,6 +79,14 @@ class Workers:
         """Stops to accept; workers stay."""
         self._acceptor.close()
 
+    def give_away(self) -> socket.socket:
+        """Stops to accept; those of another pool go on with the socket."""
+        return self._acceptor.give_away()
+
+    def reconfigure(self, settings: config.Workers) -> None:
+        """New settings, for workers to come; the address stays."""
+        self._settings = settings
+
     def _admit(self, sock: socket.socket, peer: tuple[str, int]) -> None:
         if not config.within(self._settings.allow, peer[0]):
             _log.warning("pool %s: a worker from %s is not allowed", self._pool.config.name, peer[0])

@@ -141,7 +141,7 @@ class Balancer:
     def __init__(
         self, where: Namespace, tree: Tree, folder: Path, launch: Callable[[Path], Process] | None = None
     ) -> None:
-        path = folder / "balancer.yaml"
+        self.path = path = folder / "balancer.yaml"
         path.write_text(dump(tree), encoding="utf-8")
         self.where = where
         self.tree = tree
@@ -248,6 +248,25 @@ class Balancer:
         code, text = self.get("/status")
         assert code == 200, text
         return cast("ServerStatus", json.loads(text))
+
+    def rewrite(self, tree: Tree | str) -> None:
+        """Another configuration file, as a whole, in the place of the one that is there."""
+        new = self.path.with_suffix(".new")
+        new.write_text(tree if isinstance(tree, str) else dump(tree), encoding="utf-8")
+        new.rename(self.path)
+        if isinstance(tree, dict):
+            self.tree = tree
+
+    def reload(self, tree: Tree | str) -> tuple[int, Tree]:
+        """Rewrite the file, and reload it: code and answer. Listeners that came are known afterwards."""
+        self.rewrite(tree)
+        code, text = self.get("/reload", method="POST")
+        if code == 200 and isinstance(tree, dict):
+            self._framings = {entry.name: entry.framing for entry in parse(dump(tree), "test").listeners}
+            self.listeners = {
+                entry["name"]: read_endpoint(entry["address"]) for entry in self.status()["listeners"]
+            }
+        return code, json.loads(text)
 
     def wait_ready(self) -> "Balancer":
         """Wait until every backend is up, which is more than ``/readyz`` asks."""

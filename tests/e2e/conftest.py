@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -13,11 +14,14 @@ from tests.e2e.lab import Lab
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
+def lab() -> Iterator[Lab]:
     """A network namespace for the test alone."""
     need("ip")
     with ExitStack() as stack:
-        yield Lab(tmp_path, stack)
+        # Not tmp_path, which is root's alone: a balancer reads its configuration again as nobody.
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="sockmap-lb-")))
+        folder.chmod(0o755)
+        yield Lab(folder, stack)
 
 
 def need(*programs: str) -> None:
