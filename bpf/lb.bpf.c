@@ -151,11 +151,12 @@ static __always_inline int lb_take(struct __sk_buff *skb, struct lb_slot *source
 			.errors = lb_unknown(0),
 		},
 	};
-	bool again = begun && source->batched; /* more of it has come, and perhaps of others */
 	struct lb_choice choice = {};
 	bool limited = lb_limited(source), transfers = false, rules = false;
 	enum lb_pause why = LB_RUNNING;
-	struct lb_batch batch;
+	/* In its place: the stack of 6.1 has no room for a copy. */
+	const struct lb_batch *batch = &measuring.batch;
+	bool again;
 
 	/* What was decided when it began stands; a new message knows nothing of the one before. */
 	if (!source->started)
@@ -217,28 +218,30 @@ static __always_inline int lb_take(struct __sk_buff *skb, struct lb_slot *source
 		return 0;
 	}
 
-	batch = lb_measure(&measuring);
-	source->started = batch.length >= 0 && (!batch.length || (__u32)batch.length > available);
-	source->batched = batch.messages;
-	source->expecting = batch.expecting;
-	source->answers = batch.answers;
-	source->opening = batch.open;
-	source->id = batch.id;
+	lb_measure(&measuring);
+	again = begun && source->batched; /* more of it has come, and perhaps of others */
+	source->started = batch->length >= 0 &&
+			  (!batch->length || (__u32)batch->length > available);
+	source->batched = batch->messages;
+	source->expecting = batch->expecting;
+	source->answers = batch->answers;
+	source->opening = batch->open;
+	source->id = batch->id;
 	source->target_generation = 0;
-	if (framing->flags & LB_HAS_ERROR && !measuring.from_client && batch.expecting)
-		lb_judge(source->backend, batch.errors, batch.messages, again);
+	if (framing->flags & LB_HAS_ERROR && !measuring.from_client && batch->expecting)
+		lb_judge(source->backend, batch->errors, batch->messages, again);
 	if (limited)
-		lb_settle(number, source->started ? 0 : batch.messages);
-	if (measuring.from_client && choice.done && batch.length > 0 && !source->started &&
+		lb_settle(number, source->started ? 0 : batch->messages);
+	if (measuring.from_client && choice.done && batch->length > 0 && !source->started &&
 	    !source->denied) {
 		source->target = choice.slot;
 		source->target_generation = choice.generation;
-		source->open = batch.open;
-		lb_charge_requests(&choice, source, framing, batch.messages, batch.expecting);
+		source->open = batch->open;
+		lb_charge_requests(&choice, source, framing, batch->messages, batch->expecting);
 	} else {
 		lb_unreserve(&choice, 0);
 	}
-	return batch.length;
+	return batch->length;
 }
 
 SEC("sk_skb/stream_parser")
