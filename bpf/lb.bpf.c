@@ -418,12 +418,12 @@ static __always_inline int lb_response(struct __sk_buff *skb, struct lb_slot *up
 	client = lb_slot_of(upstream->client, upstream->client_generation);
 	if (!client)
 		goto gone;
-	lb_add(&client->answered, answered);
 	room = lb_room(upstream->client, client, LB_CLIENT_STATES);
-	if (!room.alive)
-		goto gone;
-	lb_add(&client->redirected_bytes, bytes);
-	if (bpf_sk_redirect_map(skb, &lb_socks, upstream->client, 0) != SK_PASS)
+	if (room.alive)
+		lb_add(&client->redirected_bytes, bytes);
+	/* Second: who sees that all is answered sees what is on its way, too. */
+	lb_add(&client->answered, answered);
+	if (!room.alive || bpf_sk_redirect_map(skb, &lb_socks, upstream->client, 0) != SK_PASS)
 		goto gone;
 
 	traffic = bpf_map_lookup_elem(&lb_traffic, &upstream->traffic);
@@ -459,12 +459,12 @@ static __always_inline int lb_shared_response(struct __sk_buff *skb, struct lb_s
 	client = lb_slot_of(target, upstream->target_generation);
 	if (!client)
 		goto gone;
-	lb_add(&client->answered, upstream->answers);
 	room = lb_room(target, client, LB_CLIENT_STATES);
-	if (!room.alive)
-		goto gone;
-	lb_add(&client->redirected_bytes, bytes);
-	if (bpf_sk_redirect_map(skb, &lb_socks, target, 0) != SK_PASS)
+	if (room.alive)
+		lb_add(&client->redirected_bytes, bytes);
+	/* Second: who sees that all is answered sees what is on its way, too. */
+	lb_add(&client->answered, upstream->answers);
+	if (!room.alive || bpf_sk_redirect_map(skb, &lb_socks, target, 0) != SK_PASS)
 		goto gone;
 	row = client->traffic + upstream->traffic;
 	traffic = bpf_map_lookup_elem(&lb_traffic, &row);

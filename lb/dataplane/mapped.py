@@ -82,7 +82,14 @@ class MappedSocket:
     def backlog(self) -> int:
         """Bytes that were redirected to this socket and are not in its TCP send queue yet."""
         redirected = self._slot.redirected_bytes
+        if not redirected:  # many upstreams are never used: the kernel need not be asked
+            return 0
         return max(0, redirected - (sockets.progress(self.sock).written - self._sent_before))
+
+    @property
+    def at_rest(self) -> bool:
+        """Upstream: whether nothing is on its way there, and no response is to come."""
+        return not self.outstanding and not self._slot.quiet and self.backlog == 0
 
     @property
     def acknowledged(self) -> int:
@@ -105,8 +112,7 @@ class MappedSocket:
 
         A FIN of the peer counts as a byte.
         """
-        received = sockets.progress(self.sock).received
-        return max(0, received - self.taken - self._slot.consumed_bytes)
+        return max(0, sockets.received(self.sock) - self.taken - self._slot.consumed_bytes)
 
     def set_rates(self, rate: int, address_rate: int) -> None:
         """Client: other numbers of rates, from the next message on; 0 for none."""

@@ -35,6 +35,7 @@ _INT = struct.Struct("@i")
 # struct tcp_info of include/uapi/linux/tcp.h: tcpi_state; tcpi_bytes_acked, tcpi_bytes_received.
 _TCP_INFO_STATE = struct.Struct("=B")
 _TCP_INFO_BYTES = struct.Struct("=120xQQ")
+_TCP_INFO_RECEIVED = struct.Struct("=128xQ")
 _SMALLEST_BUFFER = 256 * 1024
 _MESSAGES_IN_BUFFER = 4
 _HOUR = 3600.0  # a connection with ourselves needs no watching
@@ -44,7 +45,9 @@ TCP_ESTABLISHED = 1
 TCP_CLOSE = 7
 
 
-def prepare(sock: socket.socket, *, max_message: int, half_message: float, unacknowledged: float) -> None:
+def prepare(
+    sock: socket.socket, *, max_message: int, half_message: float, unacknowledged: float, proven: bool = False
+) -> None:
     """Sets the options that a mapped socket, or the listener that it comes from, needs.
 
     Args:
@@ -54,11 +57,15 @@ def prepare(sock: socket.socket, *, max_message: int, half_message: float, unack
         unacknowledged: seconds after which a peer that acknowledges nothing is dead: ETIMEDOUT, or what ICMP
             said meanwhile. With nothing to acknowledge it is found by keepalive, which counts in whole
             seconds, two or more.
+        proven: :func:`require_buffer` has shown that the receive buffer can be had without privilege.
 
     Raises:
         MachineError: the receive buffer that ``max_message`` needs is not allowed.
     """
-    _fix_receive_buffer(sock, max_message)
+    if proven:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _receive_buffer(max_message))
+    else:
+        _fix_receive_buffer(sock, max_message)
     seconds = int(half_message)
     timeout = _TIMEVAL.pack(seconds, int((half_message - seconds) * 1e6))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
@@ -83,8 +90,12 @@ def require_buffer(max_message: int) -> None:
         _fix_receive_buffer(sock, max_message)
 
 
+def _receive_buffer(max_message: int) -> int:
+    return max(_SMALLEST_BUFFER, _MESSAGES_IN_BUFFER * max_message) // 2  # the kernel doubles it
+
+
 def _fix_receive_buffer(sock: socket.socket, max_message: int) -> None:
-    wanted = max(_SMALLEST_BUFFER, _MESSAGES_IN_BUFFER * max_message) // 2  # the kernel doubles it
+    wanted = _receive_buffer(max_message)
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, wanted)
     except PermissionError:
@@ -174,6 +185,13 @@ class Progress:
     def written(self) -> int:
         """Into the send queue, acknowledged or not."""
         return self.acknowledged + self.unacknowledged
+
+
+def received(sock: socket.socket) -> int:
+    """Bytes that TCP has received in order in the connection's life; a FIN counts as one."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_RECEIVED.size)
+    value: int = _TCP_INFO_RECEIVED.unpack(info)[0]
+    return value
 
 
 def progress(sock: socket.socket) -> Progress:

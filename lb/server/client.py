@@ -454,7 +454,8 @@ class Client:
         elif self.state is not State.SPLICED:
             return
         elif mask & faults.PEER_ENDED:
-            self._end("half-close", ending.after_peer(self))
+            if not ending.at_once(self):
+                self._end("half-close", ending.after_peer(self))
         elif mapped.passed_messages:
             _log.info("%s: closed: no backend for its messages", self)
             self.fail("no_backend")

@@ -1,8 +1,10 @@
 """How connections end, and in which order.
 
-* The client sends FIN (:func:`after_peer`): what it sent before gets its verdict, each upstream's backlog
-  runs empty, FIN goes on to each backend, their answers come until they end too, and the client gets its
-  FIN last.
+* The client sends FIN, and all is answered (:func:`at_once`): every connection is closed, and FIN goes on to
+  each backend. This is the rule.
+* The client sends FIN before that (:func:`after_peer`): what it sent gets its verdict, each upstream's
+  backlog runs empty, FIN goes on to each backend, their answers come until they end too, and the client gets
+  its FIN last.
 * We want it to end (:func:`after_outstanding`): the client is paused for good, what is outstanding is
   answered, and the client gets FIN, and RST if it had sent more.
 * The client is reset, or sends what is no message (:func:`abandon`): its own connection ends at once; whole
@@ -29,7 +31,7 @@ from lb.framing import Direction, error_reply
 from lb.server import faults, takeover
 from lb.server.upstream import Upstream
 from lb.server.waiting import patience, until
-from lb.session import Event, State
+from lb.session import Event, State, step
 
 if TYPE_CHECKING:
     from lb.server.client import Client
@@ -37,6 +39,29 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _FIN = 1  # counts as a byte received
+
+
+def at_once(client: "Client") -> bool:
+    """The client has sent FIN, and as a rule all is answered by then: nothing has to be waited for.
+
+    Returns:
+        Whether it was so; the client is closed then.
+    """
+    mapped = client.mapped
+    if (
+        mapped is None
+        or client.state is not State.SPLICED
+        or mapped.paused
+        or mapped.passed_messages
+        or mapped.undecided > _FIN  # first: what has its verdict is in the numbers that follow
+        or mapped.outstanding  # before the backlog, in which the last answer is
+        or mapped.backlog
+        or not all(upstream.at_rest for upstream in client.upstreams.values() if upstream.mapped)
+    ):
+        return False
+    client.state = step(client.state, Event.ENDING)
+    client.close(Event.ENDED)
+    return True
 
 
 async def after_peer(client: "Client") -> None:

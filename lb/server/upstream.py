@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from lb.backends import Backend, connect_failure
 from lb.dataplane import NO_MEMORY, MappedSocket, PeerGoneError, sockets
-from lb.framing import Direction, Framing
+from lb.framing import Direction, Framing, Responses
 from lb.server import faults, takeover
 from lb.server.guard import Guard
 from lb.server.poller import CONNECTING, SPACE, STATE
@@ -155,6 +155,7 @@ class Upstream:
                 max_message=self.owner.framing.max_message,
                 half_message=timeouts.half_message,
                 unacknowledged=timeouts.unacknowledged,
+                proven=True,
             )
             code = sock.connect_ex(address.sockaddr)
             if code in (0, errno.EINPROGRESS):
@@ -244,6 +245,16 @@ class Upstream:
     @property
     def _closed(self) -> bool:
         return self.state is State.CLOSED
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether closing it now loses nothing: all is answered, and nothing more is to come."""
+        return (
+            self.mapped is not None
+            and self.state is State.SPLICED
+            and self.owner.framing.responses is Responses.ONE
+            and self.mapped.at_rest
+        )
 
     async def finish(self) -> None:
         """Ends in good order after the client's FIN: the rest is sent, then FIN, then the answers come."""
