@@ -101,7 +101,10 @@ class Names:
                     await followed.looked.wait()
 
     def follow(self, names: Sequence[config.Name], resolve: config.Resolve) -> None:
-        """Follows these names from here on, and no others. Addresses that are known need not be asked for."""
+        """Follows these names from here on, and no others.
+
+        One that has another host keeps the addresses of the last one until it has been found.
+        """
         before = {followed.name.name: followed for followed in self.followed}
         self.followed = [self._take_over(name, resolve, before.pop(name.name, None)) for name in names]
         for followed in before.values():
@@ -122,9 +125,11 @@ class Names:
             followed.lookups = before.lookups
             if (before.name.target.host, before.resolve.family) == (name.target.host, resolve.family):
                 followed.known, followed.result = before.known, before.result
-            if before.name == name:
+            if before.name.target.port == name.target.port:
                 followed.backends, before.backends = before.backends, {}
-            self._drop(before, "what is configured of its name has changed")
+                for host, backend in followed.backends.items():
+                    self._pool.members.change(backend, name.at(host))
+            self._drop(before, f"its port is {name.target.port} now")
             self._apply(followed)
         title = f"addresses of {self._pool.config.name}/{name.name}"
         followed.task = self._services.serve(title, self._follow(followed))
@@ -174,6 +179,8 @@ class Names:
         """
         members, name = self._pool.members, followed.name
         hosts = followed.known.hosts
+        if not hosts:
+            return True
         wanted = hosts[: followed.resolve.max_addresses]
         new = [host for host in wanted if host not in followed.backends]
         gone = [host for host in followed.backends if host not in wanted]

@@ -281,3 +281,83 @@ def test_names_beside_addresses(lab: Lab) -> None:
     zone.set(rpc=[B])
     eventually_equal(partial(serving, balancer), [f"a@{B}", "b"])
     eventually_equal(partial(answered_by, balancer.connect()), {B, "other"})
+
+
+class TestReload:
+    """What is known of names outlives a reload, whatever the name server says meanwhile."""
+
+    @pytest.mark.parametrize("connections", ["per_client", "shared"])
+    def test_backends_by_name_stay(self, lab: Lab, connections: str) -> None:
+        there = backends(lab, A, B)
+        zone = Zone(lab, rpc=[A, B])
+        tree = tree_of(
+            lab, there, connections=connections, balance="round_robin", resolve={"max_addresses": 8}
+        )
+        balancer = lab.balancer(tree)
+        serves(balancer, A, B)
+        client = balancer.connect()
+        eventually_equal(partial(answered_by, client), {A, B})
+        before = balancer.metrics().by("backend", "messages_total")
+        accepted = {host: list(backend.connections) for host, backend in there.items()}
+        zone.fall_silent()
+        for key, value in (("weight", 7), ("max_outstanding", 100), ("priority", 1)):
+            tree["pools"][0]["backends"][0][key] = value
+            code, done = balancer.reload(tree)
+            assert code == 200, done
+            assert serving(balancer) == [f"a@{A}", f"a@{B}"]
+        tree["pools"][0]["resolve"]["timeout"] = "400ms"
+        assert balancer.reload(tree)[0] == 200
+        serves(balancer, A, B)
+        metrics = balancer.metrics()
+        assert metrics.by("backend", "backend_weight") == {f"a@{A}": 7, f"a@{B}": 7}
+        assert answered_by(client) == {A, B}
+        after = balancer.metrics().by("backend", "messages_total")
+        assert all(after[name] > count for name, count in before.items())
+        for host, backend in there.items():
+            assert set(accepted[host]) <= set(backend.connections), "the connections are those of before"
+        zone.speak()
+        zone.set(rpc=[B])
+        serves(balancer, B)
+
+    def test_another_host(self, lab: Lab) -> None:
+        there = backends(lab, A, B, C)
+        zone = Zone(lab, rpc=[A, B], other=[B, C])
+        tree = tree_of(lab, there, balance="round_robin")
+        balancer = lab.balancer(tree)
+        serves(balancer, A, B)
+        client = balancer.connect()
+        tree["pools"][0]["backends"][0]["address"] = f"nobody.{ZONE}:{there[A].endpoint[1]}"
+        assert balancer.reload(tree)[0] == 200
+        before = looks(balancer, "no_name")
+        eventually(partial(looked, balancer, "no_name", before + 1))
+        assert serving(balancer) == [f"a@{A}", f"a@{B}"], "until the new host is found"
+        assert answered_by(client) == {A, B}
+        zone.set(nobody=[B, C])
+        serves(balancer, B, C)
+        eventually_equal(partial(answered_by, client), {B, C})
+        assert balancer.metrics().seen("reason", "dropped_messages_total") == {}
+
+    def test_names_come_and_go(self, lab: Lab) -> None:
+        there = backends(lab, A, B)
+        Zone(lab, rpc=[A])
+        tree = tree_of(lab, there, balance="round_robin")
+        port = there[A].endpoint[1]
+        named = tree["pools"][0]["backends"]
+        plain = [{"name": "a", "address": f"{B}:{port}"}]
+        resolve = tree["pools"][0].pop("resolve")
+        tree["pools"][0]["backends"] = plain
+        balancer = lab.balancer(tree)
+        eventually_equal(partial(serving, balancer), ["a"])
+        client = balancer.connect()
+        assert answered_by(client) == {B}
+        tree["pools"][0] |= {"backends": named, "resolve": resolve}
+        assert balancer.reload(tree)[0] == 200
+        serves(balancer, A)
+        eventually_equal(partial(answered_by, client), {A})
+        tree["pools"][0]["backends"] = plain
+        del tree["pools"][0]["resolve"]
+        assert balancer.reload(tree)[0] == 200
+        eventually_equal(partial(serving, balancer), ["a"])
+        eventually_equal(partial(answered_by, client), {B})
+        assert balancer.status()["pools"][0]["names"] == []
+        assert balancer.metrics().seen("reason", "dropped_messages_total") == {}
