@@ -163,7 +163,7 @@ async def _serve(
         with suppress(asyncio.CancelledError):  # one more signal: it need not be orderly
             await admin.stop()
         # Python and the loop give handlers back before the process ends: one more signal would kill it.
-        for number in _ENDING:
+        for number in (*_ENDING, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
     _log.info("stopped")
 

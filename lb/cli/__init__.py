@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.module == "run":
         # By default a container's first process ignores it, and the start takes a second. It drains later.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to reload yet
     # Only the command that runs is imported: `check` needs neither libbpf nor uvloop.
     command = import_module(f"lb.cli.{options.module}")
     try:

@@ -21,4 +21,5 @@ def say(text: str) -> None:
 def run_in_lab(work: Callable[[Lab], T]) -> T:
     """Do some work in a namespace of its own."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        Path(folder).chmod(0o755)  # a balancer reads its configuration again as nobody
         return work(Lab(Path(folder), stack))
