@@ -22,7 +22,8 @@ from lb.dataplane.mapped import MappedSocket
 from lb.dataplane.plane import DataPlane, Policy
 from lb.framing import PRESETS
 
-_LIMIT = 2.0  # seconds that any step may take
+# Seconds that any step may take: a machine that is busy is no reason to refuse to start.
+_LIMIT = 10.0
 _BUDGET = 64 * 1024
 _PRESSURE, _PRESSED = 2000, 4000  # messages and the size of each: more than the buffers of both connections
 _MANY = 64  # messages: more than what the checks before may have charged one backend
