@@ -58,11 +58,11 @@ class OpenOpts(ctypes.Structure):
     _fields_ = (("sz", c_size_t), ("object_name", c_char_p))
 
 
-class BpfRing(ctypes.Structure):
+class RingBuffer(ctypes.Structure):
     """``struct ring_buffer``, opaque."""
 
 
-class RingOpts(ctypes.Structure):
+class RingBufferOpts(ctypes.Structure):
     """``struct ring_buffer_opts``, never given: NULL stands for the defaults."""
 
 
@@ -86,13 +86,13 @@ class CapData(ctypes.Structure):
 ObjectPointer: TypeAlias = "ctypes._Pointer[BpfObject]"
 MapPointer: TypeAlias = "ctypes._Pointer[BpfMap]"
 ProgramPointer: TypeAlias = "ctypes._Pointer[BpfProgram]"
-RingPointer: TypeAlias = "ctypes._Pointer[BpfRing]"
+RingPointer: TypeAlias = "ctypes._Pointer[RingBuffer]"
 
 _OBJECT = ctypes.POINTER(BpfObject)
 _MAP = ctypes.POINTER(BpfMap)
 _PROGRAM = ctypes.POINTER(BpfProgram)
 _BTF = ctypes.POINTER(BtfHandle)
-_RING = ctypes.POINTER(BpfRing)
+_RING = ctypes.POINTER(RingBuffer)
 
 # Where a va_list is an array (x86) or a struct above 16 bytes (Arm), the ABI passes its address.
 PrintFn = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
@@ -158,7 +158,7 @@ LIBBPF: Final = (
     ),
     Prototype("bpf_prog_attach", c_int, (c_int, c_int, c_int, c_uint), _NEG),
     Prototype("bpf_prog_detach2", c_int, (c_int, c_int, c_int), _NEG),
-    Prototype("ring_buffer__new", _RING, (c_int, RecordFn, c_void_p, ctypes.POINTER(RingOpts)), _NULL),
+    Prototype("ring_buffer__new", _RING, (c_int, RecordFn, c_void_p, ctypes.POINTER(RingBufferOpts)), _NULL),
     Prototype("ring_buffer__epoll_fd", c_int, (_RING,), _NEG),
     Prototype("ring_buffer__consume", c_int, (_RING,), _NEG),
     Prototype("ring_buffer__free", None, (_RING,), _NONE),

@@ -127,6 +127,7 @@ class TestPrototypes:
             return getattr(_prototypes, f"{name}".title().replace("_", ""))
         types = {
             r"libbpf_print_fn_t": _prototypes.PrintFn,
+            r"ring_buffer_sample_fn": _prototypes.RecordFn,
             r"(const )?void \*": ctypes.c_void_p,
             r"(const )?char \*": ctypes.c_char_p,
             r"__u32 \*": ctypes.c_uint32,

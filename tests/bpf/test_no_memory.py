@@ -257,9 +257,10 @@ def test_a_client_is_turned_away(
         await net.settled()
 
     asyncio.run(Net(plane, backends=2).run(scenario))
-    (line,) = warnings(caplog)
+    line, *sums = warnings(caplog)
     assert "refused: " in line
     assert "injected" in line
+    assert sums == ["1 messages not delivered (no_memory)", "listener rpc: 1 clients refused (no_memory)"]
 
 
 @pytest.mark.parametrize("step", ["_marks.update", "_conns.update", "_socks.insert", "watch"])
