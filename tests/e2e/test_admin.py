@@ -128,10 +128,12 @@ def test_before_anything_has_happened(lab: Lab, need: Callable[..., None]) -> No
 
 def test_the_document_has_what_a_scrape_has(lab: Lab) -> None:
     """Also the types: docs/METRICS.md is what dashboards and alarms are written from."""
-    balancer = lab.balancer(
-        lab.tree([lab.backend(), ("127.0.0.1", lab.here.reserve("127.0.0.1"))], ejection={})
-    )
+    tree = lab.tree([lab.backend(), ("127.0.0.1", lab.here.reserve("127.0.0.1"))], ejection={})
+    named = {"name": "n", "address": f"localhost:{lab.backend('n').endpoint[1]}"}
+    tree["pools"][0]["backends"].append(named)
+    balancer = lab.balancer(tree)
     eventually(lambda: balancer.metrics().value("backend_connect_failures_total") > 0)
+    eventually(lambda: balancer.metrics().value("dns_addresses") > 0)
     metrics = balancer.metrics()
     kinds = dict(re.findall(rf"^# TYPE {PREFIX}(\S+) (\S+)", metrics.text, re.MULTILINE))
 
