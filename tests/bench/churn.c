@@ -170,19 +170,12 @@ static void work(void)
 
 static void report(void)
 {
-	static const struct {
-		const char *name;
-		double share;
-	} shares[] = { { "p50", 0.5 }, { "p90", 0.9 }, { "p99", 0.99 }, { "p99.9", 0.999 } };
-
 	printf("{\"messages_per_second\": %.1f, \"messages\": %llu, \"answers\": %llu,"
-	       " \"missing\": 0, \"unsent\": 0, \"latency_us\": {",
+	       " \"missing\": 0, \"unsent\": 0, \"latency_us\": ",
 	       (double)run.measured / plan.seconds, (unsigned long long)run.measured,
 	       (unsigned long long)run.answers);
-	for (size_t i = 0; i < sizeof(shares) / sizeof(*shares); i++)
-		printf("\"%s\": %.1f, ", shares[i].name,
-		       (double)percentile(&run.latencies, shares[i].share) / 1000);
-	printf("\"max\": %.1f}}\n", (double)run.latencies.most / 1000);
+	print_latencies(&run.latencies);
+	printf("}\n");
 }
 
 int main(int argc, char **argv)

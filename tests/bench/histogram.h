@@ -8,6 +8,7 @@
 #define BENCH_HISTOGRAM_H
 
 #include <stdint.h>
+#include <stdio.h>
 
 enum {
 	STEPS_LOG = 7,
@@ -52,6 +53,21 @@ static inline uint64_t percentile(const struct histogram *h, double share)
 		}
 	}
 	return h->most;
+}
+
+/* As a JSON object, in microseconds. */
+static inline void print_latencies(const struct histogram *h)
+{
+	static const struct {
+		const char *name;
+		double share;
+	} shares[] = { { "p50", 0.5 }, { "p90", 0.9 }, { "p99", 0.99 }, { "p99.9", 0.999 } };
+
+	printf("{");
+	for (size_t i = 0; i < sizeof(shares) / sizeof(*shares); i++)
+		printf("\"%s\": %.1f, ", shares[i].name,
+		       (double)percentile(h, shares[i].share) / 1000);
+	printf("\"max\": %.1f}", (double)h->most / 1000);
 }
 
 #endif

@@ -355,21 +355,15 @@ static uint64_t count_unsent(void)
 
 static void report(void)
 {
-	static const struct {
-		const char *name;
-		double share;
-	} shares[] = { { "p50", 0.5 }, { "p90", 0.9 }, { "p99", 0.99 }, { "p99.9", 0.999 } };
 	uint64_t unsent = count_unsent();
 
 	printf("{\"messages_per_second\": %.1f, \"messages\": %llu, \"answers\": %llu,"
-	       " \"missing\": %llu, \"unsent\": %llu, \"latency_us\": {",
+	       " \"missing\": %llu, \"unsent\": %llu, \"latency_us\": ",
 	       (double)run.measured / plan.seconds, (unsigned long long)run.measured,
 	       (unsigned long long)run.answers, (unsigned long long)run.outstanding,
 	       (unsigned long long)unsent);
-	for (size_t i = 0; i < sizeof(shares) / sizeof(*shares); i++)
-		printf("\"%s\": %.1f, ", shares[i].name,
-		       (double)percentile(&run.latencies, shares[i].share) / 1000);
-	printf("\"max\": %.1f}}\n", (double)run.latencies.most / 1000);
+	print_latencies(&run.latencies);
+	printf("}\n");
 }
 
 static void read_options(int argc, char **argv)
