@@ -28,6 +28,7 @@ from tests.bench.report import LEGEND, Run, text
 _TARGETS = """\
 targets, separated by commas; settings follow a slash, as in sockmap-lb/batch=1/shared=2:
   direct        connections spread over the backends, nothing between
+  bare          the least that a proxy in a sockmap can do, for messages of this benchmark only; needs clang
   sockmap-lb    balance=least_outstanding, batch=64, shared=0 (connections to each backend that clients share)
   haproxy       mode tcp, threads=1
   nginx         stream, workers=1
@@ -53,7 +54,7 @@ class Preset:
 PRESETS = {
     "peers": Preset(
         (*_STREAMS, "churn:16", "dns:16x16"),
-        ("direct", "sockmap-lb", "sockmap-lb/shared=2", "haproxy", "nginx", "dnsdist"),
+        ("direct", "bare", "sockmap-lb", "sockmap-lb/shared=2", "haproxy", "nginx", "dnsdist"),
     ),
     "sizes": Preset(
         ("64x16x4", "1024x16x4", "4096x16x4", "65536x16x4", "1048576x4x1"),
@@ -63,6 +64,7 @@ PRESETS = {
         ("64x1x1", "64x16x1", "64x64x1", "64x1000x1", "64x1x16", "64x16x16", "64x64x16", "64x1000x16"),
         ("direct", "sockmap-lb", "haproxy", "nginx"),
     ),
+    "floor": Preset(_STREAMS, ("bare", "sockmap-lb", "haproxy")),
     "batches": Preset(_STREAMS, ("sockmap-lb", "sockmap-lb/batch=1", "haproxy")),
     "policies": Preset(
         _STREAMS, ("sockmap-lb", "sockmap-lb/balance=round_robin", "sockmap-lb/balance=random")
@@ -71,7 +73,7 @@ PRESETS = {
     # Every kind of work and of peer once, in seconds: whether the benchmark itself works.
     "smoke": Preset(
         ("64x4x4", "65536x2x1", "churn:4", "dns:2x4"),
-        ("direct", "sockmap-lb", "sockmap-lb/shared=2", "haproxy", "nginx", "dnsdist"),
+        ("direct", "bare", "sockmap-lb", "sockmap-lb/shared=2", "haproxy", "nginx", "dnsdist"),
     ),
 }
 

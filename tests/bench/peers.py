@@ -20,7 +20,7 @@ from lb.cli.status import fetch
 from lb.status import ServerStatus
 from tests.bench.errors import ProgramError
 from tests.bench.network import Place
-from tests.bench.processes import ROOT, START_LIMIT, running
+from tests.bench.processes import ROOT, START_LIMIT, compile_bpf, running
 
 STREAM, DNS = "length-prefixed", "dns"
 
@@ -154,6 +154,38 @@ def _balancer_yaml(scene: Scene, settings: Mapping[str, str]) -> str:
     )
 
 
+class Bare:
+    """The least that a proxy in a sockmap can do: bare.py. Not a peer, but a floor under what it costs."""
+
+    defaults: ClassVar[dict[str, str]] = {}
+    protocols: ClassVar[tuple[str, ...]] = (STREAM,)
+
+    def __init__(self, scene: Scene, _settings: Mapping[str, str], stack: contextlib.ExitStack) -> None:
+        with scene.place.entered():
+            process = subprocess.Popen(
+                (
+                    *(sys.executable, "-m", "tests.bench.bare", "--listen", f"{scene.place.host}:0"),
+                    *("--object", compile_bpf(scene.directory, "bare")),
+                    *("--connections", str(scene.max_connections), *scene.backends.values()),
+                ),
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        stack.enter_context(running(process))
+        assert process.stdout is not None
+        stack.enter_context(process.stdout)
+        self.pid: int | None = process.pid
+        self.targets = [process.stdout.readline().strip()]
+        if not self.targets[0]:
+            raise ProgramError("bare did not start")
+
+    @staticmethod
+    def version() -> str | None:
+        """That of this tree; None if there is no clang to build it."""
+        return "-" if shutil.which("clang") else None
+
+
 class HAProxy:
     """HAProxy in tcp mode, which spreads connections, not messages. Setting: ``threads``."""
 
@@ -262,8 +294,9 @@ class Dnsdist:
         return _version("dnsdist", "--version")
 
 
-KINDS: dict[str, type[Direct] | type[Balancer] | type[HAProxy] | type[Nginx] | type[Dnsdist]] = {
+KINDS: dict[str, type[Direct] | type[Bare] | type[Balancer] | type[HAProxy] | type[Nginx] | type[Dnsdist]] = {
     "direct": Direct,
+    "bare": Bare,
     "sockmap-lb": Balancer,
     "haproxy": HAProxy,
     "nginx": Nginx,

@@ -15,6 +15,7 @@ ROOT = HERE.parents[1]
 START_LIMIT = 30.0
 STOP_LIMIT = 15.0
 _FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror")
+_BPF_FLAGS = ("-target", "bpf", "-mcpu=v3", "-g", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
 
 
 def raise_descriptor_limit(needed: int) -> None:
@@ -38,12 +39,25 @@ def compile_c(directory: Path, name: str) -> Path:
     Raises:
         ProgramError: there is no gcc, or it refuses.
     """
-    binary = directory / name
+    return _build(directory / name, f"{name}.c", "gcc", *_FLAGS)
+
+
+def compile_bpf(directory: Path, name: str) -> Path:
+    """Builds ``name``.bpf.c of this folder, with the headers of the balancer's programs.
+
+    Raises:
+        ProgramError: there is no clang, or it refuses.
+    """
+    headers = (f"-I/usr/include/{os.uname().machine}-linux-gnu", f"-I{ROOT / 'bpf'}")
+    return _build(directory / f"{name}.bpf.o", f"{name}.bpf.c", "clang", "-c", *_BPF_FLAGS, *headers)
+
+
+def _build(target: Path, source: str, *compiler: str) -> Path:
     try:
-        subprocess.run(("gcc", *_FLAGS, "-o", binary, HERE / f"{name}.c"), check=True)
+        subprocess.run((*compiler, "-o", target, HERE / source), check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise ProgramError(f"{name}.c was not built: {error}") from error
-    return binary
+        raise ProgramError(f"{source} was not built: {error}") from error
+    return target
 
 
 @contextlib.contextmanager

@@ -25,12 +25,14 @@ _FAIRNESS = """\
 The largest share of three backends of equal weight, in multiples of the mean (1 is even, 3 is all on one),
 with long connections; and how long after a backend has begun to listen it is asked for 80 % of its share."""
 _OURS = "sockmap-lb"
+_NO_PEERS = (_OURS, "direct", "bare")
 _COLOURS = {
     _OURS: "#0b6e4f",
     "haproxy": "#1f77b4",
     "nginx": "#7fb069",
     "dnsdist": "#e07a5f",
     "direct": "#9aa0a6",
+    "bare": "#5f6368",
 }
 
 
@@ -91,7 +93,7 @@ def _losses(results: Sequence[Result]) -> str:
 def _pairs(found: Sequence[Row]) -> Iterator[tuple[Row, Row]]:
     for ours in found:
         for peer in found:
-            if _kind(ours) == _OURS and _kind(peer) not in (_OURS, "direct"):
+            if _kind(ours) == _OURS and _kind(peer) not in _NO_PEERS:
                 yield ours, peer
 
 
