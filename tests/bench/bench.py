@@ -29,7 +29,8 @@ _TARGETS = """\
 targets, separated by commas; settings follow a slash, as in sockmap-lb/batch=1/shared=2:
   direct        connections spread over the backends, nothing between
   bare          the least that a proxy in a sockmap can do, for messages of this benchmark only; needs clang
-  sockmap-lb    balance=least_outstanding, batch=64, shared=0 (connections to each backend that clients share)
+  sockmap-lb    balance=least_outstanding, batch=64, rules=0 (of the listener; only the last one matches),
+                shared=0 (connections to each backend that clients share)
   haproxy       mode tcp, threads=1
   nginx         stream, workers=1
   dnsdist       for dns only, threads=1
@@ -70,10 +71,14 @@ PRESETS = {
         _STREAMS, ("sockmap-lb", "sockmap-lb/balance=round_robin", "sockmap-lb/balance=random")
     ),
     "sharing": Preset(_STREAMS, ("sockmap-lb", "sockmap-lb/shared=4", "sockmap-lb/shared=1")),
+    "rules": Preset((*_STREAMS, "dns:16x16"), ("sockmap-lb", "sockmap-lb/rules=64", "haproxy")),
     # Every kind of work and of peer once, in seconds: whether the benchmark itself works.
     "smoke": Preset(
         ("64x4x4", "65536x2x1", "churn:4", "dns:2x4"),
-        ("direct", "bare", "sockmap-lb", "sockmap-lb/shared=2", "haproxy", "nginx", "dnsdist"),
+        (
+            *("direct", "bare", "sockmap-lb", "sockmap-lb/shared=2", "sockmap-lb/rules=8"),
+            *("haproxy", "nginx", "dnsdist"),
+        ),
     ),
 }
 

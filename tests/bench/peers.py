@@ -67,10 +67,15 @@ class Balancer:
     """`sockmap-lb run`.
 
     Settings: ``balance``, ``batch``, ``shared`` (connections to each backend that all clients share; 0: each
-    has its own).
+    has its own), ``rules`` (of the listener; only the last one matches).
     """
 
-    defaults: ClassVar[dict[str, str]] = {"balance": "least_outstanding", "batch": "64", "shared": "0"}
+    defaults: ClassVar[dict[str, str]] = {
+        "balance": "least_outstanding",
+        "batch": "64",
+        "shared": "0",
+        "rules": "0",
+    }
     protocols: ClassVar[tuple[str, ...]] = (STREAM, DNS)
 
     def __init__(self, scene: Scene, settings: Mapping[str, str], stack: contextlib.ExitStack) -> None:
@@ -143,7 +148,9 @@ def _balancer_yaml(scene: Scene, settings: Mapping[str, str]) -> str:
         "admin: {address: 127.0.0.1:0}\n"
         f"runtime: {{max_connections: {scene.max_connections}}}\n"
         "listeners:\n"
-        f"  - {{name: bench, address: {scene.place.host}:0, protocol: {scene.protocol}, pool: bench}}\n"
+        f"  - name: bench\n    address: {scene.place.host}:0\n"
+        f"    protocol: {scene.protocol}\n    pool: bench\n"
+        f"{_rules_yaml(scene.protocol, int(settings['rules']))}"
         "pools:\n"
         "  - name: bench\n"
         f"    balance: {settings['balance']}\n"
@@ -152,6 +159,21 @@ def _balancer_yaml(scene: Scene, settings: Mapping[str, str]) -> str:
         f"{checks}"
         "    backends:\n" + listed
     )
+
+
+def _rules_yaml(protocol: str, count: int) -> str:
+    """Rules that all but the last one miss; on several fields, which the balancer cannot look at together."""
+    if not count:
+        return ""
+    matches = [
+        f"{{dns-name: d{number}.example}}"
+        if protocol == DNS
+        # In the filling of the smallest message: behind its header and stamp, in front of its second id.
+        else f"{{offset: {16 + 4 * (number % 11)}, width: 4, equals: {0xFFFFFF00 + number:#x}}}"
+        for number in range(count - 1)
+    ]
+    missed = "".join(f"      - {{match: {match}, then: deny}}\n" for match in matches)
+    return f"    rules:\n{missed}      - {{then: {{pool: bench}}}}\n"
 
 
 class Bare:
