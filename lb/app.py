@@ -57,6 +57,8 @@ def run(settings: config.Config, source: Path) -> None:
         notifier = stack.enter_context(closing(Notifier.from_environment()))
         _log.info("%s", privileges.drop(settings.runtime.user))
         sockets.require_buffer(max(listener.framing.max_message for listener in settings.listeners))
+        if settings.tcp.congestion is not None:
+            sockets.require_congestion(settings.tcp.congestion)
         selftest.require(plane)
         uvloop.run(_serve(settings, source, plane, bound, workers, admin_socket, notifier, events))
 

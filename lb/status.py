@@ -9,7 +9,7 @@ from typing import TypedDict
 import lb
 from lb import config
 from lb.backends import AdminState, Backend, Checked, Health
-from lb.dataplane import Durations, bucket_limit
+from lb.dataplane import Durations, bucket_limit, sockets
 from lb.server import Server
 from lb.server.context import Listening, Pool
 from lb.server.names import Followed
@@ -124,6 +124,7 @@ class ServerStatus(TypedDict):
     version: str
     kernel: str
     configuration: str
+    congestion_control: str
     uptime_seconds: float
     state: str
     ready: bool
@@ -182,6 +183,7 @@ class Status:
             version=lb.__version__,
             kernel=os.uname().release,
             configuration=str(self._source),
+            congestion_control=server.settings.tcp.congestion or sockets.default_congestion(),
             uptime_seconds=round(time.monotonic() - self._since, 3),
             state=server.state,
             ready=not obstacles,

@@ -96,6 +96,16 @@ class Runtime:
     watch: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Tcp:
+    """What all connections, of clients and to backends, ask of TCP.
+
+    `congestion`: the congestion control algorithm, by the kernel's name; None: the machine's.
+    """
+
+    congestion: str | None = None
+
+
 class ProxyVersion(StrEnum):
     """Of the PROXY protocol: a line of text, or binary."""
 
@@ -340,6 +350,7 @@ class Config:
     runtime: Runtime
     listeners: tuple[Listener, ...]
     pools: tuple[Pool, ...]
+    tcp: Tcp = Tcp()
 
     def pool(self, name: str) -> Pool:
         """Return the pool of this name; raises KeyError."""

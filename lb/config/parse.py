@@ -7,7 +7,7 @@ from lb.config.document import compose
 from lb.config.ejection import with_errors
 from lb.config.errors import ErrorLog
 from lb.config.listeners import Listeners
-from lb.config.model import Admin, Config, Runtime
+from lb.config.model import Admin, Config, Runtime, Tcp
 from lb.config.pools import Pools
 from lb.config.protocols import Protocols
 from lb.config.scalars import duration, integer, read_flag, read_listen_address, read_name, size
@@ -46,11 +46,12 @@ def parse(text: str, source: str) -> Config:
 
 def read_config(value: Value) -> Config | None:
     """Read a whole file; what is wrong is in the log of the value."""
-    section = value.section("admin", "runtime", "protocols", "listeners", "pools")
+    section = value.section("admin", "runtime", "tcp", "protocols", "listeners", "pools")
     if section is None:
         return None
     admin = section.optional("admin", _read_admin, Admin())
     runtime = section.optional("runtime", _read_runtime, Runtime())
+    tcp = section.optional("tcp", _read_tcp, Tcp())
     protocols = Protocols(section.entries.get("protocols"))
     taken = {} if admin.address is None else {admin.address: "admin.address"}
     example = "[{name: workers, backends: [...]}]"
@@ -75,7 +76,7 @@ def read_config(value: Value) -> Config | None:
     if len(value.log) == before:
         checked = with_pings(checked, pools.asking, listeners.listeners)
         checked = with_errors(checked, pools.counting, listeners.listeners)
-    return Config(admin, runtime, tuple(listeners.listeners), checked)
+    return Config(admin, runtime, tuple(listeners.listeners), checked, tcp)
 
 
 def _read_admin(value: Value) -> Admin | None:
@@ -111,3 +112,10 @@ def _read_runtime(value: Value) -> Runtime | None:
         ),
         watch=section.optional("watch", read_flag, default.watch),
     )
+
+
+def _read_tcp(value: Value) -> Tcp | None:
+    section = value.section("congestion")
+    if section is None:
+        return None
+    return Tcp(section.optional("congestion", read_name, Tcp().congestion))

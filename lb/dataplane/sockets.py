@@ -38,6 +38,7 @@ _TCP_INFO_BYTES = struct.Struct("=120xQQ")
 _TCP_INFO_RECEIVED = struct.Struct("=128xQ")
 _SMALLEST_BUFFER = 256 * 1024
 _MESSAGES_IN_BUFFER = 4
+_LONGEST_NAME = 16  # of a congestion control algorithm, with its zero
 _HOUR = 3600.0  # a connection with ourselves needs no watching
 _QUESTIONS = 4  # of keepalive, at most: one lost segment is no dead peer
 
@@ -88,6 +89,47 @@ def require_buffer(max_message: int) -> None:
     """
     with socket.socket() as sock:
         _fix_receive_buffer(sock, max_message)
+
+
+def require_congestion(name: str) -> None:
+    """Makes sure that sockets can have a congestion control algorithm.
+
+    To be asked without privilege, as upstreams are made.
+
+    Raises:
+        MachineError: the machine does not have it, or does not allow it.
+    """
+    with socket.socket() as sock:
+        try:
+            set_congestion(sock, name)
+        except FileNotFoundError as error:
+            raise MachineError(
+                f"this machine has no congestion control algorithm {name}",
+                f"run `modprobe tcp_{name}`, or set tcp.congestion to one of those that"
+                " `sysctl net.ipv4.tcp_available_congestion_control` names",
+            ) from error
+        except PermissionError as error:
+            raise MachineError(
+                f"this machine does not allow everybody the congestion control algorithm {name}",
+                "add it to net.ipv4.tcp_allowed_congestion_control (in a container: of the host), or remove"
+                " tcp.congestion",
+            ) from error
+
+
+def set_congestion(sock: socket.socket, name: str) -> None:
+    """Chooses the congestion control algorithm of a socket, or of those that it will accept.
+
+    Raises:
+        OSError: it is not there, or not allowed.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+
+
+def default_congestion() -> str:
+    """The congestion control algorithm that new sockets get."""
+    with socket.socket() as sock:
+        name = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _LONGEST_NAME)
+    return name.split(b"\0")[0].decode()
 
 
 def _receive_buffer(max_message: int) -> int:

@@ -112,6 +112,13 @@ class Acceptor:
         """Gives those who connect from here on other options."""
         prepare(self._sock, max_message, timeouts)
 
+    def set_congestion(self, name: str) -> None:
+        """Gives those who connect from here on a congestion control algorithm."""
+        try:
+            sockets.set_congestion(self._sock, name)
+        except OSError as error:  # it was there a moment ago
+            _log.warning("%s: congestion control %s: %s", self._name, name, error.strerror)
+
     def give_away(self) -> socket.socket:
         """Stops to accept, and gives the socket away: who connects meanwhile waits in its queue."""
         loop, self._loop = self._loop, None

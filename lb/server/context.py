@@ -80,6 +80,7 @@ class Services:
     background: asyncio.TaskGroup
     losses: Losses
     lookups: Lookups
+    congestion: str | None = None  # control algorithm of connections to come; None: the machine's
     departed: Departed = field(default_factory=Departed)
     serving: set[asyncio.Task[None]] = field(default_factory=set)
 

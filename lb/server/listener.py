@@ -44,6 +44,10 @@ class Listener:
         """Clients to come get what the pool's timeouts say now."""
         self._acceptor.prepare(self.listening.max_message, self.listening.timeouts)
 
+    def set_congestion(self, name: str) -> None:
+        """Clients to come get a congestion control algorithm."""
+        self._acceptor.set_congestion(name)
+
     def _admit(self, sock: socket.socket, peer: tuple[str, int]) -> None:
         listening = self.listening
         listening.accepted += 1

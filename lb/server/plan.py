@@ -71,6 +71,10 @@ class Plan:
         Raises:
             PlanRefusedError: something cannot be had. Nothing has changed.
         """
+        congestion = self._settings.tcp.congestion
+        if congestion is not None:
+            with self._explained("tcp.congestion"):
+                sockets.require_congestion(congestion)
         with ExitStack() as undo:
             pools, listeners = self._difference.pools, self._difference.listeners
             for new in (*pools.added, *(after for _, after in pools.replaced)):
@@ -322,7 +326,21 @@ class Plan:
         assembly.listeners[:] = [listeners[each.name] for each in settings.listeners]
         for listener in assembly.listeners:
             listener.listening.renew(settings.runtime.buffer_budget)
+        self._set_congestion(settings.tcp.congestion)
         assembly.settings = settings
+
+    def _set_congestion(self, name: str | None) -> None:
+        """What connections to come get; None: what they would have by themselves."""
+        services = self._assembly.services
+        before, services.congestion = services.congestion, name
+        if name is None and before is None:
+            return
+        chosen = name or sockets.default_congestion()
+        for listener in self._assembly.listeners:
+            listener.set_congestion(chosen)
+        for pool in self._assembly.pools:
+            if pool.workers is not None:
+                pool.workers.set_congestion(chosen)
 
 
 def _bind(address: config.Address, framing: Framing, timeouts: config.Timeouts) -> socket.socket:

@@ -157,6 +157,8 @@ class Upstream:
                 unacknowledged=timeouts.unacknowledged,
                 proven=True,
             )
+            if self._services.congestion is not None:
+                sockets.set_congestion(sock, self._services.congestion)
             code = sock.connect_ex(address.sockaddr)
             if code in (0, errno.EINPROGRESS):
                 self._services.poller.watch(sock.fileno(), self, CONNECTING)

@@ -83,6 +83,10 @@ class Workers:
         """Stops to accept; those of another pool go on with the socket."""
         return self._acceptor.give_away()
 
+    def set_congestion(self, name: str) -> None:
+        """Workers to come get a congestion control algorithm."""
+        self._acceptor.set_congestion(name)
+
     def reconfigure(self, settings: config.Workers) -> None:
         """New settings, for workers to come; the address stays."""
         self._settings = settings

@@ -117,6 +117,13 @@ class TestMachine:
             "sockmap-lb: there is no user 'no-such-user'; set runtime.user to an existing one, or to `none`"
         )
 
+    def test_unknown_congestion_control(self, lab: Lab, written: Path) -> None:
+        done = run(lab, written, {**configuration([NOBODY_THERE]), "tcp": {"congestion": "no-such"}})
+        assert done.code == 1
+        assert (
+            "this machine has no congestion control algorithm no-such; run `modprobe tcp_no-such`" in done.err
+        )
+
     def test_messages_that_do_not_fit_the_buffers_of_upstreams(self, lab: Lab, written: Path) -> None:
         """A listener that is bound by root may have larger ones than an upstream that is made without."""
         rmem_max = int(Path("/proc/sys/net/core/rmem_max").read_bytes())

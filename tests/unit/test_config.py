@@ -194,7 +194,9 @@ def test_names_and_addresses_are_enough() -> None:
 
 def test_an_empty_section_has_its_defaults() -> None:
     text = MINIMAL.replace("name: rpc,", "name: rpc, limits: {},")
-    config = parse(f"admin: {{}}\nruntime: {{}}\nprotocols: {{}}\n{text}    health_check: {{}}\n", "")
+    config = parse(
+        f"admin: {{}}\nruntime: {{}}\ntcp: {{}}\nprotocols: {{}}\n{text}    health_check: {{}}\n", ""
+    )
     plain = parse(MINIMAL, "")
 
     assert config.pools[0].health_check == HealthCheck(interval=2.0, timeout=1.0, rise=2, fall=3)
@@ -426,7 +428,12 @@ def test_all_mistakes_of_a_file_are_reported_at_once() -> None:
         ("# nothing\n", ["1: file: is empty; declare `listeners` and `pools`"]),
         (
             "\n- a\n",
-            ["2: file: is a list; write a mapping with the keys admin, runtime, protocols, listeners, pools"],
+            [
+                (
+                    "2: file: is a list; write a mapping with the keys "
+                    "admin, runtime, tcp, protocols, listeners, pools"
+                )
+            ],
         ),
         (
             "{}",

@@ -30,6 +30,12 @@ MEANINGS: Mapping[str, str | Key] = {
     "runtime.buffer_budget": "What may wait in the kernel for one socket before who sends to it is stopped.",
     "runtime.shutdown_delay": "After SIGTERM `/readyz` says 503, and for so long new clients are still served.",
     "runtime.watch": "Whether the file is reloaded when its content has changed.",
+    "tcp": "What all connections, to clients and to backends, ask of TCP.",
+    "tcp.congestion": Key(
+        "The congestion control algorithm, such as `cubic`; `/status` names it. It has to be among"
+        " `net.ipv4.tcp_allowed_congestion_control`.",
+        "the machine's",
+    ),
     "protocols": Key("Framings of your own, by name; presets are in [PROTOCOLS.md](PROTOCOLS.md).", "presets only"),
     "protocols.NAME": "How long a message is, and what it says. Fields lie within the first 56 bytes.",
     "protocols.NAME.length": "The whole message has `(field & mask) + adjust` bytes.",
