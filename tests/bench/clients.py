@@ -108,14 +108,14 @@ def _measure_round(network: Loopback, balancer: Balancer, count: int, size: int)
     before = resident_bytes(balancer.pid)
     with contextlib.ExitStack() as stack:
         cpu, start = cpu_seconds(balancer.pid), time.monotonic()
-        clients = _connect(stack, network, balancer.targets[0], count)
+        clients = connect(stack, network, balancer.targets, count)
         connected = time.monotonic() - start
         _await_sockets(balancer, count * _SOCKETS_A_CLIENT)
         spliced, spliced_cpu = time.monotonic() - start, cpu_seconds(balancer.pid) - cpu
         after = resident_bytes(balancer.pid)
 
         start = time.monotonic()
-        _exchange(clients, size)
+        exchange(clients, size)
         answered = time.monotonic() - start
 
         cpu, start = cpu_seconds(balancer.pid), time.monotonic()
@@ -134,11 +134,14 @@ def _measure_round(network: Loopback, balancer: Balancer, count: int, size: int)
     )
 
 
-def _connect(stack: contextlib.ExitStack, network: Loopback, target: str, count: int) -> list[socket.socket]:
-    host, _, port = target.rpartition(":")
+def connect(
+    stack: contextlib.ExitStack, network: Loopback, targets: Sequence[str], count: int
+) -> list[socket.socket]:
+    """So many clients, spread over the targets; the stack closes them."""
     clients = []
     with network.clients.entered():
-        for _ in range(count):
+        for index in range(count):
+            host, _, port = targets[index % len(targets)].rpartition(":")
             client = stack.enter_context(socket.create_connection((host, int(port)), timeout=_LIMIT))
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             clients.append(client)
@@ -158,7 +161,7 @@ def _await_sockets(balancer: Balancer, wanted: int) -> None:
         time.sleep(_PERIOD)
 
 
-def _exchange(clients: Sequence[socket.socket], size: int) -> None:
+def exchange(clients: Sequence[socket.socket], size: int) -> None:
     """Sends a message on each connection, then checks the answers.
 
     Raises:

@@ -87,12 +87,26 @@ def number(least: int, most: int) -> Callable[[str], int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time of a process so far, in user space and in its system calls. Source: proc(5)."""
+    """Processor time of a process and its workers so far, also in system calls. Source: proc(5)."""
+    return sum(map(_cpu_seconds, _family(pid)))
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process and its workers that is in RAM. Source: proc(5), VmRSS."""
+    return sum(map(_resident_bytes, _family(pid)))
+
+
+def _family(pid: int) -> list[int]:
+    """A process, and those that it has started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    return [pid, *map(int, children.read_text().split())]
+
+
+def _cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def resident_bytes(pid: int) -> int:
-    """Memory of a process that is in RAM. Source: proc(5), VmRSS."""
+def _resident_bytes(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("\nVmRSS:")[2].split(maxsplit=1)[0]) * 1024

@@ -24,6 +24,9 @@ _PROSE = Path(__file__).with_name("BENCHMARKS.in.md")
 _FAIRNESS = """\
 The largest share of three backends of equal weight, in multiples of the mean (1 is even, 3 is all on one),
 with long connections; and how long after a backend has begun to listen it is asked for 80 % of its share."""
+_MEMORY = """\
+Memory of an idle client that has sent one message and has its answer: of the process, and of the kernel for
+the balancer's ends of its connections; and what a balancer takes without clients, maps for all included."""
 _OURS = "sockmap-lb"
 _NO_PEERS = (_OURS, "direct", "bare")
 _COLOURS = {
@@ -59,6 +62,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.publish", description=__doc__)
     parser.add_argument("results", nargs="+", metavar="NAME=FILE", help="results of tests.bench.bench")
     parser.add_argument("--fairness", type=Path, help="result of tests.bench.fairness")
+    parser.add_argument("--memory", type=Path, help="result of tests.bench.memory")
     options = parser.parse_args()
     results = []
     for item in options.results:
@@ -68,6 +72,8 @@ def main() -> int:
     if options.fairness is not None:
         fairness = json.loads(options.fairness.read_text(encoding="utf-8"))
         sections += ["## Fairness", _fairness(fairness)]
+    if options.memory is not None:
+        sections += ["## Memory", _memory(json.loads(options.memory.read_text(encoding="utf-8")))]
     for result in results:
         sections += [f"## {result.name}", _environment(result), *_plots(result), *_tables(result)]
     _DOCUMENT.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
@@ -123,6 +129,19 @@ def _fairness(document: Mapping[str, Any]) -> str:
         late = each["newcomer"]
         when = f"{late * 1000:.0f} ms" if late is not None else f"never (in {document['seconds']} s)"
         lines.append(f"| {each['target']} | {shares} | {when} |")
+    return "\n".join(lines)
+
+
+def _memory(document: Mapping[str, Any]) -> str:
+    heads = ("connections of each", "process", "kernel", "together", "at start: process", "kernel")
+    lines = [_MEMORY, "", f"| {document['clients']} clients | {' | '.join(heads)} |", "|---" * 7 + "|"]
+    for each in document["memory"]:
+        process, kernel = (each[part] / 1024 for part in ("process", "kernel"))
+        lines.append(
+            f"| {each['target']} | {each['sockets']:.1f} | {process:.1f} KiB | {kernel:.1f} KiB |"
+            f" {process + kernel:.1f} KiB | {each['idle_process'] / 2**20:.1f} MiB |"
+            f" {each['idle_kernel'] / 2**20:.1f} MiB |"
+        )
     return "\n".join(lines)
 
 

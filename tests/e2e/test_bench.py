@@ -50,6 +50,19 @@ def test_many_idle_clients(tmp_path: Path) -> None:
     assert [figures["clients"] for figures in json.loads(results.read_text(encoding="utf-8"))] == [20, 20]
 
 
+def test_memory_of_idle_clients(tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    short = ("--clients", "20", "--rounds", "1", "--settle", "0", "--targets", "sockmap-lb,haproxy")
+    command = (sys.executable, "-m", "tests.bench.memory", *short, "--json", str(results))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=_LIMIT, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = {each["target"]: each for each in json.loads(results.read_text(encoding="utf-8"))["memory"]}
+    # The balancer's ends: that of the client's connection, and of one to each backend or to one of them.
+    assert 2 <= figures["sockmap-lb"]["sockets"] <= 4
+    assert figures["haproxy"]["sockets"] == 2
+    assert all(each["idle_process"] > 0 for each in figures.values())
+
+
 def test_messages_spread_evenly_over_few_connections(tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     short = ("--seconds", "1", "--targets", "sockmap-lb,haproxy", "--json", str(results))
