@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from tests.bench import generators, peers
@@ -36,7 +36,8 @@ targets, separated by commas; settings follow a slash, as in sockmap-lb/batch=1/
   dnsdist       for dns only, threads=1
 
 works, separated by commas:
-  SIZExCONNECTIONSxDEPTH   bytes with the 8 of the header, connections, messages on their way on each
+  SIZExCONNECTIONSxDEPTH   bytes with the 8 of the header, connections, messages on their way on each; with
+                           @RATE so many are due a second, and each is measured from when it was due
   churn:CONNECTIONS        each connection serves one message; so many at a time
   dns:CONNECTIONSxDEPTH    dnsperf over TCP, nsd behind
 """
@@ -66,6 +67,10 @@ PRESETS = {
         ("direct", "sockmap-lb", "haproxy", "nginx"),
     ),
     "floor": Preset(_STREAMS, ("bare", "sockmap-lb", "haproxy")),
+    # A fifth, a half and four fifths of what HAProxy does at 64x16x1, on the machine of docs/BENCHMARKS.md.
+    "latency": Preset(
+        ("64x16x64@13000", "64x16x64@32000", "64x16x64@52000"), ("direct", "sockmap-lb", "haproxy")
+    ),
     "batches": Preset(_STREAMS, ("sockmap-lb", "sockmap-lb/batch=1", "haproxy")),
     "policies": Preset(
         _STREAMS, ("sockmap-lb", "sockmap-lb/balance=round_robin", "sockmap-lb/balance=random")
@@ -74,7 +79,7 @@ PRESETS = {
     "rules": Preset((*_STREAMS, "dns:16x16"), ("sockmap-lb", "sockmap-lb/rules=64", "haproxy")),
     # Every kind of work and of peer once, in seconds: whether the benchmark itself works.
     "smoke": Preset(
-        ("64x4x4", "65536x2x1", "churn:4", "dns:2x4"),
+        ("64x4x4", "64x4x4@2000", "65536x2x1", "churn:4", "dns:2x4"),
         (
             *("direct", "bare", "sockmap-lb", "sockmap-lb/shared=2", "sockmap-lb/rules=8"),
             *("haproxy", "nginx", "dnsdist"),
@@ -131,17 +136,22 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--rate",
         type=float,
-        help="messages a second, each measured from when it was due (default: as many as go)",
+        help="the same for all works that name none (default: as many as go)",
     )
     parser.add_argument("--congestion", help="TCP congestion control of all sockets (default: the machine's)")
     parser.add_argument("--json", type=Path, help="also write every run to this file")
     options = parser.parse_args()
     preset = PRESETS[options.compare]
-    options.works = [generators.parse(work) for work in options.works or preset.works]
+    works = [generators.parse(work) for work in options.works or preset.works]
+    options.works = [_due(work, options.rate) for work in works]
     options.targets = options.targets or [
         name for name in preset.targets if peers.KINDS[peers.parse(name)[0]].version() is not None
     ]
     return options
+
+
+def _due(work: Work, rate: float | None) -> Work:
+    return replace(work, rate=rate) if isinstance(work, Stream) and work.rate is None else work
 
 
 def _list(read: Callable[[str], object]) -> Callable[[str], list[str]]:
@@ -204,6 +214,7 @@ class _Bench:
         return Run(
             work=str(work),
             target=target,
+            due=work.rate if isinstance(work, Stream) else None,
             rate=found.messages_per_second,
             unsent=found.unsent,
             latency_us=found.latency_us,
@@ -234,8 +245,8 @@ class _Bench:
             return generators.load(self._programs["churn"], place, peer.targets, arguments)
         assert isinstance(work, Stream)
         arguments += [f"--size={work.size}", f"--depth={work.depth}"]
-        if options.rate is not None:
-            arguments.append(f"--rate={options.rate}")
+        if work.rate is not None:
+            arguments.append(f"--rate={work.rate}")
         return generators.load(self._programs["load"], place, peer.targets, arguments)
 
     def check(self) -> None:

@@ -25,17 +25,22 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Connections that stay, each with messages of so many bytes, so many of them on their way."""
+    """Connections that stay, each with messages of so many bytes, so many of them on their way.
+
+    With a rate, so many messages of all connections are due each second, and each is measured from then.
+    """
 
     size: int
     connections: int
     depth: int
+    rate: float | None = None
 
     def __str__(self) -> str:
         size = f"{self.size} B" if self.size < 1024 else f"{self.size / 1024:g} KiB"
         size = size if self.size < 1 << 20 else f"{self.size / (1 << 20):g} MiB"
         plural = "" if self.connections == 1 else "s"
-        return f"{size}, {self.connections} connection{plural}, {self.depth} deep"
+        due = "" if self.rate is None else f", {self.rate:,.0f} due a second"
+        return f"{size}, {self.connections} connection{plural}, {self.depth} deep{due}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +68,17 @@ Work = Stream | Churn | Queries
 
 
 def parse(text: str) -> Work:
-    """``SIZExCONNECTIONSxDEPTH``, ``churn:CONNECTIONS`` or ``dns:CONNECTIONSxDEPTH``; raises ValueError."""
-    if match := re.fullmatch(r"(\d+)x(\d+)x(\d+)", text):
-        return Stream(*map(int, match.groups()))
+    """What a work is called in the command line, SIZExCONNECTIONSxDEPTH for one; raises ValueError."""
+    if match := re.fullmatch(r"(\d+)x(\d+)x(\d+)(?:@(\d+))?", text):
+        size, connections, depth = map(int, match.groups()[:3])
+        return Stream(size, connections, depth, None if match[4] is None else float(match[4]))
     if match := re.fullmatch(r"churn:(\d+)", text):
         return Churn(int(match[1]))
     if match := re.fullmatch(r"dns:(\d+)x(\d+)", text):
         return Queries(*map(int, match.groups()))
-    raise ValueError(f"{text!r} is not SIZExCONNECTIONSxDEPTH, churn:CONNECTIONS or dns:CONNECTIONSxDEPTH")
+    raise ValueError(
+        f"{text!r} is not SIZExCONNECTIONSxDEPTH[@RATE], churn:CONNECTIONS or dns:CONNECTIONSxDEPTH"
+    )
 
 
 def load(

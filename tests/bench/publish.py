@@ -16,7 +16,7 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 
 from tests.bench.processes import ROOT
-from tests.bench.report import Row, Run, base, rows
+from tests.bench.report import SHARES, Row, Run, base, rows
 
 _DOCUMENT = ROOT / "docs" / "BENCHMARKS.md"
 _IMAGES = ROOT / "docs" / "images"
@@ -84,15 +84,17 @@ def main() -> int:
 def _losses(results: Sequence[Result]) -> str:
     lines = [
         f"| {result.name}: {work} | {ours.target} | {peer.target} | {_of(ours.rate, peer.rate)} |"
-        f" {_of(_cost(ours), _cost(peer))} |"
+        f" {_of(_tail(ours), _tail(peer))} | {_of(_cost(ours), _cost(peer))} |"
         for result in results
         for work in result.works
         for ours, peer in _pairs(rows(result.runs, work))
-        if ours.rate < peer.rate or _cost(ours) > _cost(peer)
+        if _slower(ours, peer) or _cost(ours) > _cost(peer)
     ]
     if not lines:
         return "Nothing, in the tables below."
-    heading = "| work | | peer | of its rate | of its CPU a message |\n|---|---|---|---|---|\n"
+    heading = (
+        "| work | | peer | of its rate | of its p99 | of its CPU a message |\n|---|---|---|---|---|---|\n"
+    )
     return heading + "\n".join(lines)
 
 
@@ -101,6 +103,15 @@ def _pairs(found: Sequence[Row]) -> Iterator[tuple[Row, Row]]:
         for peer in found:
             if _kind(ours) == _OURS and _kind(peer) not in _NO_PEERS:
                 yield ours, peer
+
+
+def _slower(ours: Row, peer: Row) -> bool:
+    """Whether it does less; or, where all do what is due, whether it takes longer."""
+    return ours.rate < peer.rate if ours.due is None else _tail(ours) > _tail(peer)
+
+
+def _tail(row: Row) -> float:
+    return row.latency_us.get("p99", 0.0)
 
 
 def _cost(row: Row) -> float:
@@ -159,18 +170,19 @@ def _tables(result: Result) -> Iterator[str]:
     for work in result.works:
         found = rows(result.runs, work)
         reference = base([row.target for row in found])
+        heads = ("rate/s", "rounds", f"of {reference}'s", *(f"{share} us" for share in SHARES), "CPU us")
         lines = [
-            f"| {work} | rate/s | rounds | of {reference}'s | p50 us | p99 us | CPU us | of {reference}'s |",
-            "|---|---|---|---|---|---|---|---|",
+            f"| {work} | {' | '.join(heads)} | of {reference}'s |",
+            "|---" * (len(heads) + 2) + "|",
         ]
-        for row in sorted(found, key=lambda row: -row.rate):
+        for row in sorted(found, key=lambda row: -row.rate if row.due is None else _tail(row)):
             latency = [
-                f"{row.latency_us[share]:,.0f}" if share in row.latency_us else "-"
-                for share in ("p50", "p99")
+                f"{row.latency_us[share]:,.0f}" if share in row.latency_us else "-" for share in SHARES
             ]
+            rate = f"{row.rate:,.0f}" + (f", {row.unsent:,} unsent" if row.unsent else "")
             name = f"**{row.target}**" if _kind(row) == _OURS else row.target
             lines.append(
-                f"| {name} | {row.rate:,.0f} | {row.lowest:,.0f} to {row.highest:,.0f} | {row.ratio:.2f}x |"
+                f"| {name} | {rate} | {row.lowest:,.0f} to {row.highest:,.0f} | {row.ratio:.2f}x |"
                 f" {' | '.join(latency)} | {_cost(row):,.2f} | {row.cost:.2f}x |"
             )
         yield "\n".join(lines)
@@ -178,33 +190,44 @@ def _tables(result: Result) -> Iterator[str]:
 
 def _plots(result: Result) -> Iterator[str]:
     slug = "".join(letter if letter.isalnum() else "-" for letter in result.name.lower()).strip("-")
-    for name, title, value in (
-        ("rate", "messages (or connections) a second, in multiples of the peer's", lambda row: row.ratio),
-        ("cost", "CPU a message, in multiples of the peer's", lambda row: row.cost),
-    ):
+    # Where all send what is due, rates say nothing.
+    first = _RATE if any(run.due is None for run in result.runs) else _TAIL
+    for name, title, value in (first, _COST):
         path = _IMAGES / f"bench-{slug}-{name}.svg"
         _plot(path, title, [(work, rows(result.runs, work)) for work in result.works], value)
         yield f"![{title}](images/{path.name})"
+
+
+def _tail_ratio(row: Row, found: Sequence[Row]) -> float:
+    reference = base([each.target for each in found])
+    return _tail(row) / next(_tail(each) for each in found if each.target == reference)
+
+
+_RATE = ("rate", "messages (or connections) a second, in multiples of the peer's", lambda row, _: row.ratio)
+_TAIL = ("tail", "p99 of the latency, in multiples of the peer's", _tail_ratio)
+_COST = ("cost", "CPU a message, in multiples of the peer's", lambda row, _: row.cost)
 
 
 def _plot(path: Path, title: str, works: Sequence[tuple[str, Sequence[Row]]], value: Any) -> None:
     mpl.rcParams.update({"svg.hashsalt": "sockmap-lb", "font.size": 9})
     bars = [(work, row) for work, found in works for row in found if _kind(row) != "direct"]
     figure, axes = plt.subplots(figsize=(8, 0.6 + 0.2 * len(bars) + 0.25 * len(works)))
-    position, ticks, labels = 0.0, [], []
+    position, longest, ticks, labels = 0.0, 0.0, [], []
     for work, found in works:
         shown = [row for row in found if _kind(row) != "direct"]
         ticks.append(position + (len(shown) - 1) / 2)
         labels.append(work.replace(", ", "\n", 1))
         for row in shown:
-            axes.barh(position, value(row), color=_COLOURS[_kind(row)])
-            axes.text(value(row), position, f" {row.target} {value(row):.2f}", va="center", fontsize=7)
+            length = value(row, found)
+            axes.barh(position, length, color=_COLOURS[_kind(row)])
+            axes.text(length, position, f" {row.target} {length:.2f}", va="center", fontsize=7)
+            longest = max(longest, length)
             position += 1
         position += 1
     axes.axvline(1, color="black", linewidth=0.6)
     axes.set_yticks(ticks, labels)
     axes.invert_yaxis()
-    axes.set_xlim(0, max(value(row) for _, row in bars) * 1.25)
+    axes.set_xlim(0, longest * 1.25)
     axes.set_title(title)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

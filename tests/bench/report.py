@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from lb.cli.table import render
 
 LEGEND = """
-RATE: messages (or connections) a second, median of the rounds; LOWEST, HIGHEST: of a round; p50, p99:
+RATE: messages (or connections) a second, median of the rounds; LOWEST, HIGHEST: of a round; p50, p99, p99.9:
 microseconds, medians; BALANCER: time that the balancer's CPU was busy, microseconds a message; PROCESS:
 of it, the process; MACHINE: of all CPUs; RATIO, COST: rate and balancer CPU beside those of one peer
 (haproxy, or dnsdist for DNS), medians of the rounds' ratios; UNSENT: messages that were due and could not
-be sent, with --rate"""
+be sent, where a rate is given"""
+SHARES = ("p50", "p99", "p99.9")
 _PEERS = ("dnsdist", "haproxy", "nginx")
 
 
@@ -28,6 +29,7 @@ class Run:
     balancer_cpu_us: float | None  # of the balancer's CPU; None if it has none of its own
     machine_cpu_us: float
     others: float  # processes that wanted a CPU when it started: the load average of the last minute
+    due: float | None = None  # messages a second; None: as many as went
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class Row:
     ratio: float
     cost: float
     unsent: int
+    due: float | None
 
 
 def base(targets: Sequence[str]) -> str:
@@ -82,6 +85,7 @@ def _row(target: str, runs: Sequence[Run], reference: Sequence[Run]) -> Row:
         ratio=statistics.median(_quotient(run.rate, other.rate) for run, other in pairs),
         cost=statistics.median(_quotient(_cost(run), _cost(other)) for run, other in pairs),
         unsent=sum(run.unsent for run in runs),
+        due=runs[0].due,
     )
 
 
@@ -104,7 +108,7 @@ def text(runs: Sequence[Run], environment: dict[str, str]) -> str:
 
 
 def _table(found: Sequence[Row]) -> str:
-    headings = ("TARGET", "RATE", "LOWEST", "HIGHEST", "p50", "p99", "PROCESS", "BALANCER", "MACHINE")
+    headings = ("TARGET", "RATE", "LOWEST", "HIGHEST", *SHARES, "PROCESS", "BALANCER", "MACHINE")
     return render(
         (*headings, "RATIO", "COST", "UNSENT"),
         [
@@ -113,10 +117,7 @@ def _table(found: Sequence[Row]) -> str:
                 round(row.rate),
                 round(row.lowest),
                 round(row.highest),
-                *(
-                    round(row.latency_us[share]) if share in row.latency_us else "-"
-                    for share in ("p50", "p99")
-                ),
+                *(round(row.latency_us[share]) if share in row.latency_us else "-" for share in SHARES),
                 round(row.process_cpu_us, 2),
                 round(row.balancer_cpu_us, 2) if row.balancer_cpu_us is not None else "-",
                 round(row.machine_cpu_us, 2),
