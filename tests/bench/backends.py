@@ -7,11 +7,13 @@ from pathlib import Path
 
 from tests.bench.errors import ProgramError
 from tests.bench.network import Place
+from tests.bench.peers import await_port
 from tests.bench.processes import STOP_LIMIT, running
 from tests.e2e.nameserver import NAMES, ZONE, configuration, write_zone
 
 BACKENDS = ("a", "b", "c")
 _DNS_PORT = 5300
+_MEMCACHED_PORT = 11211
 _EVERY = 20  # milliseconds between two counts
 
 
@@ -113,6 +115,20 @@ class NameServers:
             else:
                 raise ProgramError(f"nsd did not start: {''.join(log[-3:]).strip()}")
             self.addresses[name] = f"{place.host}:{_DNS_PORT + index}"
+
+
+class Memcached:
+    """One ``memcached``: what was set in one of several would be missed in the others."""
+
+    def __init__(self, place: Place, stack: contextlib.ExitStack) -> None:
+        self.addresses = {"a": f"{place.host}:{_MEMCACHED_PORT}"}
+        with place.entered():
+            process = subprocess.Popen(
+                ("memcached", "-u", "nobody", "-l", place.host, "-p", str(_MEMCACHED_PORT), "-t", "1"),
+                text=True,
+            )
+        stack.enter_context(running(process))
+        await_port(place, self.addresses["a"])
 
 
 def write_queries(path: Path) -> None:

@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from tests.bench import generators, peers
-from tests.bench.backends import EchoBackends, NameServers, write_queries
+from tests.bench.backends import EchoBackends, Memcached, NameServers, write_queries
 from tests.bench.environment import describe
 from tests.bench.errors import ProgramError
-from tests.bench.generators import Churn, Load, Queries, Stream, Work
+from tests.bench.generators import Churn, Items, Load, Queries, Stream, Work
 from tests.bench.network import TOPOLOGIES, Network, busy_seconds
 from tests.bench.peers import Peer, Scene
 from tests.bench.processes import compile_c, cpu_seconds, number, raise_descriptor_limit
@@ -40,8 +40,10 @@ works, separated by commas:
                            @RATE so many are due a second, and each is measured from when it was due
   churn:CONNECTIONS        each connection serves one message; so many at a time
   dns:CONNECTIONSxDEPTH    dnsperf over TCP, nsd behind
+  memcached:CONNECTIONS    memcaslap, one memcached behind; not with shared
 """
 _DESCRIPTORS = 16_384  # of a peer with the most connections, one to each backend for each of them
+_PROTOCOLS: dict[type, str] = {Queries: peers.DNS, Items: peers.MEMCACHED}  # of others: STREAM
 _STREAMS = ("64x1x1", "64x16x1", "64x64x1", "64x16x16", "4096x16x4", "65536x4x4")
 
 
@@ -77,6 +79,9 @@ PRESETS = {
     ),
     "sharing": Preset(_STREAMS, ("sockmap-lb", "sockmap-lb/shared=4", "sockmap-lb/shared=1")),
     "rules": Preset((*_STREAMS, "dns:16x16"), ("sockmap-lb", "sockmap-lb/rules=64", "haproxy")),
+    "memcached": Preset(
+        ("memcached:1", "memcached:16", "memcached:64"), ("direct", "sockmap-lb", "haproxy", "nginx")
+    ),
     # Every kind of work and of peer once, in seconds: whether the benchmark itself works.
     "smoke": Preset(
         ("64x4x4", "64x4x4@2000", "65536x2x1", "churn:4", "dns:2x4"),
@@ -170,7 +175,7 @@ def _list(read: Callable[[str], object]) -> Callable[[str], list[str]]:
 class _Stage:
     """Backends of one protocol, the peers in front of them, and how many answers went through."""
 
-    backends: EchoBackends | NameServers
+    backends: EchoBackends | NameServers | Memcached
     peers: dict[str, Peer] = field(default_factory=dict)
     answers: int = 0
 
@@ -195,7 +200,7 @@ class _Bench:
         Raises:
             ProgramError: something did not start, or an answer was wrong.
         """
-        protocol = peers.DNS if isinstance(work, Queries) else peers.STREAM
+        protocol = _PROTOCOLS.get(type(work), peers.STREAM)
         kind, _ = peers.parse(target)
         if protocol not in peers.KINDS[kind].protocols:
             return None
@@ -230,12 +235,16 @@ class _Bench:
         place = self._network.backends
         if protocol == peers.DNS:
             return _Stage(NameServers(self._directory, place, self._stack))
+        if protocol == peers.MEMCACHED:
+            return _Stage(Memcached(place, self._stack))
         return _Stage(EchoBackends(self._programs["echo"], place, self._stack))
 
     def _generate(self, work: Work, peer: Peer) -> Load:
         options, place = self._options, self._network.clients
         if isinstance(work, Queries):
             return generators.dnsperf(place, peer.targets[0], work, self._queries, options.seconds)
+        if isinstance(work, Items):
+            return generators.memcaslap(place, peer.targets[0], work, options.seconds)
         arguments = [
             f"--connections={work.connections}",
             f"--seconds={options.seconds}",

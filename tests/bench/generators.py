@@ -10,6 +10,8 @@ from pathlib import Path
 from tests.bench.errors import ProgramError
 from tests.bench.network import Place
 
+_PATIENCE = 30.0  # seconds for a generator to start and to end
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -38,9 +40,8 @@ class Stream:
     def __str__(self) -> str:
         size = f"{self.size} B" if self.size < 1024 else f"{self.size / 1024:g} KiB"
         size = size if self.size < 1 << 20 else f"{self.size / (1 << 20):g} MiB"
-        plural = "" if self.connections == 1 else "s"
         due = "" if self.rate is None else f", {self.rate:,.0f} due a second"
-        return f"{size}, {self.connections} connection{plural}, {self.depth} deep{due}"
+        return f"{size}, {_connections(self.connections)}, {self.depth} deep{due}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +62,24 @@ class Queries:
     depth: int
 
     def __str__(self) -> str:
-        return f"DNS over TCP, {self.connections} connections, {self.depth} deep"
+        return f"DNS over TCP, {_connections(self.connections)}, {self.depth} deep"
 
 
-Work = Stream | Churn | Queries
+@dataclass(frozen=True, slots=True)
+class Items:
+    """Gets and sets of memcached's binary protocol from memcaslap; each connection waits for each answer."""
+
+    connections: int
+
+    def __str__(self) -> str:
+        return f"memcached, 90 % gets of 64 B, {_connections(self.connections)}"
+
+
+def _connections(count: int) -> str:
+    return f"{count} connection{'' if count == 1 else 's'}"
+
+
+Work = Stream | Churn | Queries | Items
 
 
 def parse(text: str) -> Work:
@@ -76,8 +91,11 @@ def parse(text: str) -> Work:
         return Churn(int(match[1]))
     if match := re.fullmatch(r"dns:(\d+)x(\d+)", text):
         return Queries(*map(int, match.groups()))
+    if match := re.fullmatch(r"memcached:(\d+)", text):
+        return Items(int(match[1]))
     raise ValueError(
-        f"{text!r} is not SIZExCONNECTIONSxDEPTH[@RATE], churn:CONNECTIONS or dns:CONNECTIONSxDEPTH"
+        f"{text!r} is not SIZExCONNECTIONSxDEPTH[@RATE], churn:CONNECTIONS, dns:CONNECTIONSxDEPTH or"
+        " memcached:CONNECTIONS"
     )
 
 
@@ -138,10 +156,45 @@ def dnsperf(place: Place, target: str, work: Queries, queries: Path, seconds: fl
     )
 
 
+def memcaslap(place: Place, target: str, work: Items, seconds: float) -> Load:
+    """Gets what it has set, and compares each tenth value.
+
+    Raises:
+        ProgramError: a value was not there, or another one.
+    """
+    whole = max(1, round(seconds))  # it takes no fractions
+    with place.entered():
+        process = subprocess.run(
+            (
+                *("memcaslap", "-s", target, "--binary", "-T", "1", "-c", str(work.connections)),
+                *("-t", f"{whole}s", "-X", "64", "-v", "0.1", "-S", f"{2 * whole}s"),
+            ),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=whole + _PATIENCE,
+        )
+    text = process.stdout
+    if process.returncode or process.stderr:
+        raise ProgramError(f"memcaslap on {target}: {process.stderr.strip() or process.returncode}")
+    wrong = {name: int(_figure(text, name)) for name in ("get_misses", "verify_misses", "verify_failed")}
+    if any(wrong.values()):
+        raise ProgramError(f"memcaslap on {target}: {wrong}")
+    answers = int(_figure(text, "cmd_get") + _figure(text, "cmd_set"))
+    return Load(
+        messages_per_second=_figure(text, "TPS"),
+        messages=answers,
+        answers=answers,
+        missing=0,
+        unsent=0,
+        latency_us={"mean": _figure(text.partition("Total Statistics")[2], "Avg")},
+    )
+
+
 def _line(text: str, name: str) -> str:
     match = re.search(rf"{re.escape(name)}:\s+(.+)", text)
     if match is None:
-        raise ProgramError(f"dnsperf does not say {name!r}")
+        raise ProgramError(f"a load generator does not say {name!r}")
     return match[1]
 
 

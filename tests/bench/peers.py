@@ -22,7 +22,7 @@ from tests.bench.errors import ProgramError
 from tests.bench.network import Place
 from tests.bench.processes import ROOT, START_LIMIT, compile_bpf, running
 
-STREAM, DNS = "length-prefixed", "dns"
+STREAM, DNS, MEMCACHED = "length-prefixed", "dns", "memcached-binary"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Direct:
     """Connections spread over the backends, nothing between."""
 
     defaults: ClassVar[dict[str, str]] = {}
-    protocols: ClassVar[tuple[str, ...]] = (STREAM,)  # dnsperf asks one address
+    protocols: ClassVar[tuple[str, ...]] = (STREAM, MEMCACHED)  # dnsperf asks one address
     pid = None
 
     def __init__(self, scene: Scene, _settings: Mapping[str, str], _stack: contextlib.ExitStack) -> None:
@@ -76,7 +76,7 @@ class Balancer:
         "shared": "0",
         "rules": "0",
     }
-    protocols: ClassVar[tuple[str, ...]] = (STREAM, DNS)
+    protocols: ClassVar[tuple[str, ...]] = (STREAM, DNS, MEMCACHED)
 
     def __init__(self, scene: Scene, settings: Mapping[str, str], stack: contextlib.ExitStack) -> None:
         """Waits until it serves.
@@ -212,7 +212,7 @@ class HAProxy:
     """HAProxy in tcp mode, which spreads connections, not messages. Setting: ``threads``."""
 
     defaults: ClassVar[dict[str, str]] = {"threads": "1"}
-    protocols: ClassVar[tuple[str, ...]] = (STREAM, DNS)
+    protocols: ClassVar[tuple[str, ...]] = (STREAM, DNS, MEMCACHED)
 
     def __init__(self, scene: Scene, settings: Mapping[str, str], stack: contextlib.ExitStack) -> None:
         threads = {**self.defaults, **settings}["threads"]
@@ -246,7 +246,7 @@ class Nginx:
     """nginx's stream module, which copies bytes as HAProxy's tcp mode does. Setting: ``workers``."""
 
     defaults: ClassVar[dict[str, str]] = {"workers": "1"}
-    protocols: ClassVar[tuple[str, ...]] = (STREAM, DNS)
+    protocols: ClassVar[tuple[str, ...]] = (STREAM, DNS, MEMCACHED)
     _module = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
     def __init__(self, scene: Scene, settings: Mapping[str, str], stack: contextlib.ExitStack) -> None:
