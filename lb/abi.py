@@ -7,6 +7,7 @@ inserted, not a corrupted field.
 
 import ctypes
 import enum
+from struct import Struct
 from typing import TypeAlias
 
 from lb.libbpf import Btf, check_enum, check_struct
@@ -712,6 +713,10 @@ def check(btf: Btf) -> None:
         check_enum(btf, mirror, name, prefix)
 
 
+_CONN = Struct("=II")
+assert _CONN.size == ctypes.sizeof(Conn)
+
+
 def conn(slot: int, generation: int) -> bytes:
     """A value of ``lb_conns``."""
-    return bytes(Conn(slot, generation))
+    return _CONN.pack(slot, generation)

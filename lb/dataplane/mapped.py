@@ -6,6 +6,8 @@ from lb import abi
 from lb.dataplane import sockets
 from lb.slots import SlotRef
 
+_FIN = 1  # counts as a byte received
+
 
 class MappedSocket:
     """A socket in the sockmap. The owner of the socket keeps it; nobody reads or writes it meanwhile.
@@ -13,15 +15,15 @@ class MappedSocket:
     Its numbers are the kernel's, live.
     """
 
-    __slots__ = ("_sent_before", "_slot", "cookie", "ref", "sock", "taken")
+    __slots__ = ("_sent_before", "_slot", "ref", "sock", "taken")
 
-    def __init__(self, ref: SlotRef, sock: socket.socket, slot: abi.Slot, cookie: int) -> None:
+    def __init__(self, ref: SlotRef, sock: socket.socket, slot: abi.Slot, written: int) -> None:
+        """``written``: by all before the kernel, see :func:`lb.dataplane.sockets.written`."""
         self.ref = ref
         self.sock = sock
-        self.cookie = cookie
         self.taken = 0  # bytes that its owner had read before it was mapped
         self._slot = slot
-        self._sent_before = sockets.progress(sock).written
+        self._sent_before = written
 
     @property
     def outstanding(self) -> int:
@@ -81,15 +83,29 @@ class MappedSocket:
     @property
     def backlog(self) -> int:
         """Bytes that were redirected to this socket and are not in its TCP send queue yet."""
-        redirected = self._slot.redirected_bytes
-        if not redirected:  # many upstreams are never used: the kernel need not be asked
+        if not self._slot.redirected_bytes:  # many upstreams are never used: the kernel need not be asked
             return 0
-        return max(0, redirected - (sockets.progress(self.sock).written - self._sent_before))
+        return self._not_queued(sockets.progress(self.sock).acknowledged)
+
+    def _not_queued(self, acknowledged: int) -> int:
+        rest = self._slot.redirected_bytes - (acknowledged - self._sent_before)
+        return max(0, rest - sockets.unacknowledged(self.sock)) if rest > 0 else 0
 
     @property
     def at_rest(self) -> bool:
         """Upstream: whether nothing is on its way there, and no response is to come."""
         return not self.outstanding and not self._slot.quiet and self.backlog == 0
+
+    @property
+    def all_answered(self) -> bool:
+        """Client that has sent FIN: whether nothing that it sent, and no answer to it, is on its way."""
+        progress = sockets.progress(self.sock)
+        # In this order: what has its verdict is outstanding or answered, and an answer has been redirected.
+        return (
+            progress.received - self.taken - self._slot.consumed_bytes <= _FIN
+            and not self.outstanding
+            and not self._not_queued(progress.acknowledged)
+        )
 
     @property
     def acknowledged(self) -> int:
@@ -99,7 +115,7 @@ class MappedSocket:
     @property
     def delivered(self) -> bool:
         """Whether the peer has acknowledged all that is in the TCP send queue, our FIN included."""
-        return sockets.progress(self.sock).unacknowledged == 0
+        return sockets.unacknowledged(self.sock) == 0
 
     @property
     def dead(self) -> bool:
@@ -112,7 +128,7 @@ class MappedSocket:
 
         A FIN of the peer counts as a byte.
         """
-        return max(0, sockets.received(self.sock) - self.taken - self._slot.consumed_bytes)
+        return max(0, sockets.progress(self.sock).received - self.taken - self._slot.consumed_bytes)
 
     def set_rates(self, rate: int, address_rate: int) -> None:
         """Client: other numbers of rates, from the next message on; 0 for none."""

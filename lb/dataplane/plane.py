@@ -7,9 +7,10 @@ what it receives. What waits for a socket stays as long as it is in ``lb_socks``
 Into the maps: the slot's fields, then its generation (from then on it is somebody), then the cookie, then
 ``lb_socks``, then ``lb_sources`` (from then on messages flow), then the kick that releases what had arrived
 before.
-Out of the maps: the generation (nobody new refers to it), the maps, the cookie; the number is free again, and
-its counts are final, only after a grace period, because a running program may have compared the generation
-before.
+Out of the maps: the generation (nobody new refers to it), then both maps, which the socket leaves when it is
+closed (``sock_map_close()`` in net/core/sock_map.c). The number is free again, and its counts are final, only
+after a grace period, because a running program may have compared the generation before; the cookie goes then,
+with those of all others that have ended meanwhile.
 
 A *paused* source: the parser found no room and stopped the strparser in front of a message
 (``bpf/lb.bpf.c``). Nothing is lost: the bytes wait in TCP's receive queue. :meth:`DataPlane.resume` takes the
@@ -104,11 +105,12 @@ class DataPlane:
         self._routes = loaded.map("lb_routes", ArrayMap).view(abi.Route)
         self._flights = loaded.map("lb_flights", ArrayMap).view(abi.Flight)
         self._backends = loaded.map("lb_backends", ArrayMap).view(abi.Backend)
-        self._marks = loaded.map("lb_marks", ArrayMap)
+        self._marks = loaded.map("lb_marks", ArrayMap).view(abi.Marks)
         self._routing = loaded.map("lb_routing", ArrayMap).view(abi.Routing)
         self._grace = loaded.map("lb_grace", ArrayOfMaps)
         self._grace_inner = loaded.map("lb_grace_inner", ArrayMap)
-        self._no_marks = bytes(abi.Marks())
+        self._no_marks = abi.Marks()
+        self._cookies: dict[int, bytes] = {}  # by slot, until it is free again
         self._blank = abi.Slot()
         self._in_order: set[int] = set()  # framings whose responses keep the order of the requests
         own = connections + OWN_SLOTS
@@ -265,6 +267,7 @@ class DataPlane:
         *,
         address: bytes = b"",
         address_rate: int = 0,
+        written: int | None = None,
     ) -> MappedSocket:
         """Maps a client's socket into its reserved slot: its messages flow from here on.
 
@@ -274,6 +277,8 @@ class DataPlane:
             policy: that of its listener and pool.
             address: of the client, in network byte order.
             address_rate: number of its address's rate, 0 for none.
+            written: what TCP counts as written to it so far (:func:`lb.dataplane.sockets.written`), if the
+                caller knows: it need not be asked then.
 
         Raises:
             PeerGoneError: the client has closed its side already. The slot stays reserved.
@@ -292,7 +297,7 @@ class DataPlane:
             routing = abi.Routing(hash=key_hash(address), rules=policy.rules)
             routing.address[:] = list(address_words(address))
             self._routing[ref.number] = routing
-        return self._insert(ref, slot, sock)
+        return self._insert(ref, slot, sock, written)
 
     def insert_upstream(
         self,
@@ -303,6 +308,7 @@ class DataPlane:
         client: SlotRef,
         backend: int,
         traffic: int,
+        written: int | None = None,
     ) -> MappedSocket:
         """Maps an upstream's socket into its reserved slot; what it says goes to ``client``.
 
@@ -313,6 +319,7 @@ class DataPlane:
             client: the slot of the client that it belongs to.
             backend: index of the backend.
             traffic: row of the traffic counters.
+            written: as for :meth:`insert_client`.
 
         Raises:
             PeerGoneError: the backend has closed already. The slot stays reserved.
@@ -323,8 +330,8 @@ class DataPlane:
         slot.traffic = traffic
         slot.client = client.number
         slot.client_generation = client.generation
-        self._marks.update(ref.number, self._no_marks)
-        return self._insert(ref, slot, sock)
+        self._marks[ref.number] = self._no_marks
+        return self._insert(ref, slot, sock, written)
 
     def insert_shared(
         self,
@@ -367,25 +374,27 @@ class DataPlane:
         slot.budget = policy.budget
         return slot
 
-    def _insert(self, ref: SlotRef, slot: abi.Slot, sock: socket.socket) -> MappedSocket:
+    def _insert(
+        self, ref: SlotRef, slot: abi.Slot, sock: socket.socket, written: int | None = None
+    ) -> MappedSocket:
         cookie = sockets.cookie(sock)
-        key = cookie.to_bytes(8, "little")
-        mapped = MappedSocket(ref, sock, slot, cookie)
+        mapped = MappedSocket(ref, sock, slot, sockets.written(sock) if written is None else written)
         slot.generation = ref.generation
         try:
-            self._conns.update(key, abi.conn(ref.number, ref.generation))
+            self._conns.update(cookie, abi.conn(ref.number, ref.generation))
             try:
                 self._socks.insert(ref.number, sock.fileno())
                 self._sources.insert(ref.number, sock.fileno())
             except OSError:
                 self._take_out(self._socks, ref.number)
-                self._conns.delete(key)
+                self._conns.delete(cookie)
                 raise
         except OSError as error:
             slot.generation = 0
             if error.errno == errno.EOPNOTSUPP:
                 raise PeerGoneError from error
             raise
+        self._cookies[ref.number] = cookie
         sockets.release_early_data(sock)
         return mapped
 
@@ -456,7 +465,7 @@ class DataPlane:
                 raise
 
     def remove(self, mapped: MappedSocket) -> None:
-        """Takes a socket out of the maps, before its owner closes it. What waits for it is lost.
+        """Takes a socket out of the maps for its owner, who goes on with it. What waits for it is lost.
 
         The slot is retired; :meth:`reclaim` makes it free.
         """
@@ -469,7 +478,13 @@ class DataPlane:
         self._slots[number].generation = 0
         self._take_out(self._sources, number)
         self._take_out(self._socks, number)
-        self._conns.delete(mapped.cookie.to_bytes(8, "little"))
+        self._conns.delete(self._cookies.pop(number))
+
+    def close_socket(self, mapped: MappedSocket) -> None:
+        """The same for a socket that is not needed any more: it is closed."""
+        self._slots[mapped.ref.number].generation = 0
+        mapped.sock.close()
+        self.slots.retire(mapped.ref)
 
     def inflight(self) -> dict[SlotRef, list[bytes]]:
         """The keys of all outstanding requests that are told apart by ids, by upstream.
@@ -515,6 +530,8 @@ class DataPlane:
                 owed = slot.sent - slot.answered - slot.written_off
                 self._backends[slot.backend].written_off += owed
             slot.role = abi.Role.FREE  # the next life may end without a socket: nothing is written off twice
+        cookies = [self._cookies.pop(ref.number, None) for ref in retired]
+        self._conns.delete_batch([cookie for cookie in cookies if cookie is not None])
         self.slots.reclaim(retired)
 
     # Routes

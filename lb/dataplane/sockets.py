@@ -23,24 +23,28 @@ import socket
 import struct
 import termios
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from lb.dataplane.errors import MachineError
 
 _SO_RCVBUFFORCE = 33
 _SO_COOKIE = 57
 _TIMEVAL = struct.Struct("@ll")
-_COOKIE = struct.Struct("=Q")
+_COOKIE_SIZE = 8
 _INT = struct.Struct("@i")
 # struct tcp_info of include/uapi/linux/tcp.h: tcpi_state; tcpi_bytes_acked, tcpi_bytes_received.
 _TCP_INFO_STATE = struct.Struct("=B")
 _TCP_INFO_BYTES = struct.Struct("=120xQQ")
-_TCP_INFO_RECEIVED = struct.Struct("=128xQ")
 _SMALLEST_BUFFER = 256 * 1024
 _MESSAGES_IN_BUFFER = 4
 _LONGEST_NAME = 16  # of a congestion control algorithm, with its zero
 _HOUR = 3600.0  # a connection with ourselves needs no watching
 _QUESTIONS = 4  # of keepalive, at most: one lost segment is no dead peer
+
+# What :func:`written` is before anybody writes: a SYN counts where we have connected, nothing where we have
+# accepted (tcp_snd_una_update() in net/ipv4/tcp_input.c).
+WRITTEN_BY_CONNECTING = 1
+WRITTEN_BY_ACCEPTING = 0
 
 TCP_ESTABLISHED = 1
 TCP_CLOSE = 7
@@ -186,10 +190,9 @@ def largest_message(rmem_max: int) -> int:
     return 2 * rmem_max // _MESSAGES_IN_BUFFER
 
 
-def cookie(sock: socket.socket) -> int:
-    """The kernel's number of the socket, never used twice."""
-    value: int = _COOKIE.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, _COOKIE.size))[0]
-    return value
+def cookie(sock: socket.socket) -> bytes:
+    """The kernel's number of the socket, never used twice, in the byte order of the machine."""
+    return sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, _COOKIE_SIZE)
 
 
 def release_early_data(sock: socket.socket) -> None:
@@ -215,33 +218,29 @@ def tcp_state(sock: socket.socket) -> int:
     return value
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """Bytes that TCP has seen on a connection, in its life."""
 
+    acknowledged: int  # by the peer
     received: int  # in order; a FIN counts as one
-    acknowledged: int
-    unacknowledged: int
-
-    @property
-    def written(self) -> int:
-        """Into the send queue, acknowledged or not."""
-        return self.acknowledged + self.unacknowledged
-
-
-def received(sock: socket.socket) -> int:
-    """Bytes that TCP has received in order in the connection's life; a FIN counts as one."""
-    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_RECEIVED.size)
-    value: int = _TCP_INFO_RECEIVED.unpack(info)[0]
-    return value
 
 
 def progress(sock: socket.socket) -> Progress:
-    """How far both directions of the connection have come.
-
-    ``written`` may lag behind for an instant while acknowledgements arrive; it never runs ahead.
-    """
+    """How far both directions of the connection have come."""
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES.size)
-    acked, received = _TCP_INFO_BYTES.unpack(info)
-    queued = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))[0]
-    return Progress(received, acked, queued)
+    return Progress._make(_TCP_INFO_BYTES.unpack(info))
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """Bytes in the send queue, on their way or not; our FIN counts as one."""
+    value: int = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))[0]
+    return value
+
+
+def written(sock: socket.socket) -> int:
+    """Bytes that TCP has taken into the send queue in the connection's life.
+
+    May lag behind for an instant while acknowledgements arrive; it never runs ahead.
+    """
+    acknowledged = progress(sock).acknowledged
+    return acknowledged + unacknowledged(sock)

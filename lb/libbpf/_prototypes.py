@@ -143,6 +143,12 @@ LIBBPF: Final = (
     Prototype("bpf_map_lookup_elem", c_int, (c_int, c_void_p, c_void_p), _NEG),
     Prototype("bpf_map_delete_elem", c_int, (c_int, c_void_p), _NEG),
     Prototype(
+        "bpf_map_delete_batch",
+        c_int,
+        (c_int, c_void_p, ctypes.POINTER(c_uint32), ctypes.POINTER(BpfMapBatchOpts)),
+        _NEG,
+    ),
+    Prototype(
         "bpf_map_lookup_batch",
         c_int,
         (

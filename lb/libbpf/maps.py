@@ -9,6 +9,7 @@ Keys and values pass through buffers that a map object allocates once, so one ma
 import ctypes
 import enum
 import mmap
+from collections.abc import Sequence
 from typing import Final, TypeVar
 
 from lb.libbpf._prototypes import MapPointer, libbpf, libc
@@ -214,6 +215,18 @@ class HashMap(_Elements):
         """Remove a key. Raises OSError: ENOENT."""
         self._put_key(key)
         self._delete_elem(self.fd, self._key_ref)
+
+    def delete_batch(self, keys: Sequence[bytes]) -> None:
+        """Remove several keys at once.
+
+        Raises OSError: ENOENT if one is not there; those behind it stay then.
+        Source: generic_map_delete_batch() in kernel/bpf/syscall.c.
+        """
+        if any(len(key) != self.key_size for key in keys):
+            raise ValueError(f"map {self.name}: a key has {self.key_size} bytes")
+        if keys:
+            count = ctypes.c_uint32(len(keys))
+            libbpf().bpf_map_delete_batch(self.fd, b"".join(keys), ctypes.byref(count), None)
 
     def keys(self) -> list[bytes]:
         """A copy of all keys. Those that come or go meanwhile may be in it or not.

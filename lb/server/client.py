@@ -17,7 +17,7 @@ from lb import abi, proxy
 from lb.abi import Pause
 from lb.backends import Backend, backoff
 from lb.config import Timeouts
-from lb.dataplane import NO_MEMORY, MappedSocket, PeerGoneError, PostChannel
+from lb.dataplane import NO_MEMORY, MappedSocket, PeerGoneError, PostChannel, sockets
 from lb.dataplane.rules import Decision
 from lb.framing import Direction, Framing, FramingError, Message, error_reply
 from lb.server import ending, faults, routing, takeover
@@ -155,6 +155,7 @@ class Client:
                 self.listening.policy,
                 address=self._key if self.listening.policy.routed else b"",
                 address_rate=self.throttle.address_rate,
+                written=sockets.WRITTEN_BY_ACCEPTING,
             )
             self.mapped.taken = self._taken
             services.poller.watch(self.sock.fileno(), self)
@@ -284,6 +285,7 @@ class Client:
             client=self.ref,
             backend=upstream.backend.index,
             traffic=listening.traffic[upstream.backend.index],
+            written=sockets.WRITTEN_BY_CONNECTING + upstream.said,
         )
 
     def route(self, upstream: Upstream) -> None:
@@ -653,16 +655,16 @@ class Client:
         services = self.listening.services
         self._admission.cancel()
         self.close_upstreams()
+        if reset:
+            faults.reset_on_close(self.sock)
         if self.mapped is None:
             services.plane.release(self.ref)
+            self.sock.close()
         else:
             services.pauses.discard(self)
             services.poller.forget(self.sock.fileno())
-            services.plane.remove(self.mapped)
+            services.plane.close_socket(self.mapped)
         services.quiescence.reclaim_soon()
-        if reset:
-            faults.reset_on_close(self.sock)
-        self.sock.close()
         services.buckets.leave(self.throttle)
         self.listening.clients.discard(self)
         for pool in self.listening.pools:

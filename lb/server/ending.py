@@ -53,9 +53,7 @@ def at_once(client: "Client") -> bool:
         or client.state is not State.SPLICED
         or mapped.paused
         or mapped.passed_messages
-        or mapped.undecided > _FIN  # first: what has its verdict is in the numbers that follow
-        or mapped.outstanding  # before the backlog, in which the last answer is
-        or mapped.backlog
+        or not mapped.all_answered
         or not all(upstream.at_rest for upstream in client.upstreams.values() if upstream.mapped)
     ):
         return False

@@ -87,7 +87,7 @@ class _Exchange:
         self._outstanding = 0
         self._quiet: list[int] = []  # where the messages without a response end in what was written
         self._written = 0
-        self._written_before = sockets.progress(upstream).written
+        self._written_before = sockets.written(upstream)
         self._client_gone = False
         self._to_client = asyncio.Lock()  # both directions have something to say to it
 

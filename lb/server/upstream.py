@@ -99,6 +99,7 @@ class Upstream:
         "owner",
         "place",
         "ref",
+        "said",
         "state",
     )
 
@@ -114,6 +115,7 @@ class Upstream:
         self.ref = ref
         self._sock: socket.socket | None = None
         self._preface = owner.preface(backend)
+        self.said = 0  # bytes that the backend has been told before all messages
         self._taken = 0
         self._routed = False
         self._fin = asyncio.Event()
@@ -216,9 +218,11 @@ class Upstream:
         """Gives the connected socket away, out of the map; the upstream is closed then."""
         assert self._sock is not None
         sock, self._sock = self._sock, None
-        self._services.poller.forget(sock.fileno())
-        self.backend.connections -= 1
-        self._leave_map()
+        self._leave(sock)
+        if self.mapped is not None:
+            self._services.plane.remove(self.mapped)
+        else:
+            self._services.plane.release(self.ref)
         return sock
 
     def leave_route(self) -> None:
@@ -285,24 +289,24 @@ class Upstream:
             self._services.losses.add(reason, self.mapped.undelivered_quiet)
         self._fin.set()
         sock, self._sock = self._sock, None
-        if sock is None:  # it was never tried, or failed at once
-            self._leave_map()
-            return
-        if reset:
+        if sock is not None and reset:
             faults.reset_on_close(sock)
-        self._services.pauses.discard(self)
-        self._services.poller.forget(sock.fileno())
-        self.backend.connections -= 1
-        self._leave_map()
-        sock.close()
-
-    def _leave_map(self) -> None:
-        self.leave_route()
-        self.state = State.CLOSED
+        self._leave(sock)
         if self.mapped is not None:
-            self._services.plane.remove(self.mapped)
+            self._services.plane.close_socket(self.mapped)
         else:
             self._services.plane.release(self.ref)
+            if sock is not None:  # it was tried, and did not fail at once
+                sock.close()
+
+    def _leave(self, sock: socket.socket | None) -> None:
+        """Nobody but the maps knows the socket from here on."""
+        self.leave_route()
+        self.state = State.CLOSED
+        if sock is not None:
+            self._services.pauses.discard(self)
+            self._services.poller.forget(sock.fileno())
+            self.backend.connections -= 1
         self._services.quiescence.reclaim_soon()
 
     def on_events(self, mask: int) -> None:
@@ -363,13 +367,11 @@ class Upstream:
 
     def _connecting(self, mask: int) -> None:
         assert self._sock is not None
-        code = faults.connect_error(self._sock)
-        if code:
-            self._connect_failed(connect_failure(code))
-        elif mask & _BROKEN:
-            self._connect_failed("closed")
+        if mask & _BROKEN:
+            code = faults.connect_error(self._sock)
+            self._connect_failed(connect_failure(code) if code else "closed")
         elif mask & select.EPOLLOUT and not self.connected and self._introduce(self._sock):
-            self._services.poller.change(self._sock.fileno(), STATE)
+            # What is watched stays as it is until something happens, which never does to most.
             self.connected = True
             self.backend.connected()
             self.owner.upstream_connected(self)
@@ -380,8 +382,8 @@ class Upstream:
         An attempt that finds no memory is told by the poller when there is some.
         """
         try:
-            while self._preface:
-                self._preface = self._preface[sock.send(self._preface, socket.MSG_NOSIGNAL) :]
+            while self.said < len(self._preface):
+                self.said += sock.send(self._preface[self.said :], socket.MSG_NOSIGNAL)
         except BlockingIOError:
             return False
         except OSError as error:

@@ -159,6 +159,11 @@ class End:
         if mapped is not None:
             self.plane.remove(mapped)
 
+    def close(self) -> None:
+        """Close it, in the map as it is."""
+        self.plane.close_socket(self.mapped)
+        self._mapped = None
+
 
 class Upstream(End):
     """A connection to a backend; `far` is the backend."""

@@ -387,6 +387,18 @@ class TestHashMap:
             with pytest.raises(FileNotFoundError):
                 call(self.KEYS[0])
 
+    def test_delete_batch(self, loaded: Object) -> None:
+        conns = loaded.map("conns", HashMap)
+        conns.delete_batch([])
+        for key in self.KEYS[:2]:
+            conns.update(key, bytes(8))
+        conns.delete_batch(self.KEYS[:2])
+        assert conns.keys() == []
+        with pytest.raises(FileNotFoundError):
+            conns.delete_batch(self.KEYS[:1])
+        with pytest.raises(ValueError, match="a key has 8 bytes"):
+            conns.delete_batch([bytes(8), bytes(4)])
+
     def test_full(self, loaded: Object) -> None:
         conns = loaded.map("conns", HashMap)
         for key in self.KEYS[:2]:

@@ -86,9 +86,7 @@ def test_a_client_that_cannot_be_inserted_leaves_nothing_behind(
     expect(client.upstreams[0].far, message(1))
 
 
-@pytest.mark.parametrize(
-    ("owner", "method"), [("_marks", "update"), ("_conns", "update"), ("_socks", "insert")]
-)
+@pytest.mark.parametrize(("owner", "method"), [("_conns", "update"), ("_socks", "insert")])
 def test_an_upstream_that_cannot_be_inserted_leaves_nothing_behind(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, owner: str, method: str
 ) -> None:
@@ -263,7 +261,7 @@ def test_a_client_is_turned_away(
     assert sums == ["1 messages not delivered (no_memory)", "listener rpc: 1 clients refused (no_memory)"]
 
 
-@pytest.mark.parametrize("step", ["_marks.update", "_conns.update", "_socks.insert", "watch"])
+@pytest.mark.parametrize("step", ["_conns.update", "_socks.insert", "watch"])
 def test_without_its_only_upstream_a_client_waits_until_there_is_memory(
     plane: DataPlane, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
 ) -> None:
@@ -289,8 +287,8 @@ def test_without_one_upstream_a_client_is_served_by_the_others_and_gets_it_later
     plane: DataPlane, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(net: Net) -> None:
-        # One of the two at admission, and when it is tried again, twice more.
-        failing = fail(monkeypatch, plane._marks, "update", errno.ENOMEM, {0, 2, 3})
+        # One of the two at admission, before the other and the client; when it is tried again, twice more.
+        failing = fail(monkeypatch, plane._conns, "update", errno.ENOMEM, {0, 3, 4})
         assert await net.client_is_served(lambda: set(net.answered) == {"a", "b"})
         assert not failing.left
         assert net.refused == {}
