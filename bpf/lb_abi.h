@@ -35,6 +35,7 @@ enum lb_limit {
 	LB_MAX_TAPS = 4, /* that are open at once: the verdict looks at each */
 	LB_SAMPLE = 64, /* leading bytes of a message that its sample shows */
 	LB_WORDS = 4, /* of a message that are remembered while tests compare them */
+	LB_VACANT = 0x7fffffff, /* no slot has such a number */
 	LB_MAX_TESTS = 1024, /* that the rules of one listener are made of: a bounded loop */
 };
 
@@ -56,6 +57,7 @@ enum lb_pause {
 	LB_PAUSED_HELD, /* user space asked for it */
 	LB_PAUSED_RATE, /* over the rate of the listener, or of the client's address */
 	LB_PAUSED_ORDER, /* fifo: the message goes elsewhere than those that are outstanding */
+	LB_PAUSED_CONNECT, /* its upstream is still to be connected: wanted says which */
 };
 
 enum lb_post_kind {
@@ -138,6 +140,7 @@ enum lb_counter {
 	LB_PAUSES_HELD,
 	LB_PAUSES_RATE,
 	LB_PAUSES_ORDER,
+	LB_PAUSES_CONNECT,
 	LB_DROPPED_RATE_LIMITED, /* over a rate that denies */
 	LB_DROPPED_TRANSFER, /* a zone transfer, on shared upstreams */
 	LB_DROPPED_RULE, /* denied by a rule */
@@ -280,7 +283,12 @@ struct lb_slot {
 	__u32 to_route;
 	__u32 listener; /* client, written before insertion: whose taps see its messages; 0: none */
 	__u32 sample; /* within the verdict: number of the first message's sample; 0: it has none */
-	__u32 pad2[14];
+	/* LB_PAUSED_CONNECT: a bit for each place of its route that is to be connected. The message
+	 * goes there afterwards, if it can. */
+	__u32 wanted;
+	__u32 charged; /* the backend there has had its turn already */
+	__u32 vacant; /* client, user space: places of its route that are LB_VACANT */
+	__u32 pad2[11];
 
 	/* the slot as a destination: any program */
 	__u64 redirected_bytes;
@@ -297,7 +305,10 @@ struct lb_slot {
 	__u64 pad3[5];
 };
 
-/* A reference to an upstream of a client. generation 0: not in use. */
+/*
+ * A reference to an upstream of a client. generation 0: not in use. slot LB_VACANT: there is
+ * no upstream yet; it is connected when a message is for this backend.
+ */
 struct lb_upstream {
 	__u32 slot;
 	__u32 generation;

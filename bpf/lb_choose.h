@@ -53,6 +53,13 @@ static __always_inline bool lb_reserve_batch(const struct lb_slot *client, struc
 	return choice->reserved;
 }
 
+static __always_inline bool lb_at_limit(const struct lb_backend *backend)
+{
+	__u64 most = backend->max_outstanding;
+
+	return most && backend->sent - backend->answered - backend->written_off >= most;
+}
+
 /*
  * One attempt, for the client in a slot: LB_RUNNING if the upstream in a place of its route
  * lives and has room (anyhow: or has none), else what is wrong with it. This one and the next
@@ -77,8 +84,14 @@ __noinline int lb_try(__u32 number, __u32 place, __u32 anyhow, struct lb_choice 
 	reference = route->upstreams[place & (LB_MAX_UPSTREAMS - 1)];
 	upstream = lb_slot_of(reference.slot, reference.generation);
 	backend = bpf_map_lookup_elem(&lb_backends, &reference.backend);
-	if (!upstream || !backend)
+	if (!backend)
 		return LB_PAUSED_NO_UPSTREAM;
+	if (!upstream) {
+		if (reference.slot != LB_VACANT || !reference.generation)
+			return LB_PAUSED_NO_UPSTREAM;
+		choice->backend = reference.backend;
+		return lb_at_limit(backend) ? LB_PAUSED_LIMIT : LB_PAUSED_CONNECT;
+	}
 	room = lb_room(reference.slot, upstream, 1U << LB_TCP_ESTABLISHED);
 	if (!room.alive)
 		return LB_PAUSED_NO_UPSTREAM;
@@ -106,16 +119,37 @@ __noinline int lb_try(__u32 number, __u32 place, __u32 anyhow, struct lb_choice 
 	return LB_RUNNING;
 }
 
+enum lb_binding {
+	LB_FREE,
+	LB_BOUND, /* to the upstream that it used last */
+	LB_PREFERS, /* the one that it has waited for; all others are excluded so far */
+};
+
 struct lb_choosing {
 	struct lb_slot *client;
 	struct lb_choice *choice;
 	__u32 number; /* of the client's slot */
 	__u32 begun;
-	__u32 bound; /* to the upstream that it used last */
+	enum lb_binding bound;
 	__u32 excluded; /* a bit for each upstream that was tried */
 	__u32 anyhow; /* one without room will do */
 	__s32 obstacle;
 };
+
+/*
+ * The backend that a client waits to be connected to has its turn now, so that others that
+ * come meanwhile choose another one. lb_charge_requests() does not take it twice.
+ */
+static __always_inline void lb_take_turn(struct lb_slot *client, const struct lb_choice *choice)
+{
+	__u32 number = choice->backend;
+	struct lb_backend *backend = bpf_map_lookup_elem(&lb_backends, &number);
+
+	if (!backend)
+		return;
+	lb_charge(number, backend->stride, client->to_pool, 1);
+	client->charged = 1;
+}
 
 static long lb_choose_step(__u32 __attribute__((unused)) i, void *context)
 {
@@ -123,13 +157,19 @@ static long lb_choose_step(__u32 __attribute__((unused)) i, void *context)
 	struct lb_slot *client = c->client;
 	int picked = -1, problem;
 
-	if (c->bound)
+	if (c->bound == LB_BOUND)
 		picked = c->excluded ? -1 : (int)client->chosen;
 	else if (client->routed)
 		picked = lb_pick_hashed(c->number, c->excluded);
-	if (picked < 0 && !c->bound)
+	if (picked < 0 && c->bound != LB_BOUND)
 		picked = lb_pick(c->number, c->excluded);
 	if (picked < 0) {
+		if (c->bound == LB_PREFERS) {
+			c->bound = LB_FREE;
+			client->charged = 0;
+			c->excluded = 0;
+			return 0;
+		}
 		if (c->anyhow || !c->begun || c->obstacle == LB_PAUSED_NO_UPSTREAM)
 			return 1;
 		c->anyhow = 1;
@@ -138,6 +178,14 @@ static long lb_choose_step(__u32 __attribute__((unused)) i, void *context)
 	}
 	c->excluded |= 1U << (picked & (LB_MAX_UPSTREAMS - 1));
 	problem = lb_try(c->number, picked, c->anyhow, c->choice);
+	if (problem == LB_PAUSED_CONNECT && c->begun)
+		return 0; /* it cannot wait for that */
+	if (problem == LB_PAUSED_CONNECT) {
+		client->wanted = 1U << (picked & (LB_MAX_UPSTREAMS - 1));
+		c->obstacle = problem;
+		lb_take_turn(client, c->choice);
+		return 1;
+	}
 	if (problem) {
 		/* Room will come sooner than an upstream. */
 		if (problem < c->obstacle)
@@ -218,7 +266,7 @@ __noinline int lb_choose(__u32 number, __u32 begun, struct lb_choice *choice)
 	framing = bpf_map_lookup_elem(&lb_framings, &key);
 	if (!framing)
 		return LB_PAUSED_NO_UPSTREAM;
-	choosing.bound = lb_bound(choosing.client, framing);
+	choosing.bound = lb_unknown(lb_bound(choosing.client, framing) ? LB_BOUND : LB_FREE);
 	choice->limit = 1;
 	if (choosing.client->routed) {
 		struct lb_routing *routing = bpf_map_lookup_elem(&lb_routing, &number);
@@ -233,6 +281,11 @@ __noinline int lb_choose(__u32 number, __u32 begun, struct lb_choice *choice)
 		if (choosing.bound && !lb_means_bound(routing))
 			return LB_PAUSED_ORDER;
 		if (routing->decision == LB_INCOMPLETE) {
+			/* Wherever it goes, it cannot wait once it has begun. */
+			if (!begun && choosing.client->vacant) {
+				choosing.client->wanted = ~0U;
+				return LB_PAUSED_CONNECT;
+			}
 			choice->limit = 0;
 			choice->shared = choosing.client->route != number;
 			return LB_RUNNING;
@@ -240,6 +293,13 @@ __noinline int lb_choose(__u32 number, __u32 begun, struct lb_choice *choice)
 	}
 	if (choosing.bound && !begun && lb_leaves(choosing.client))
 		return LB_PAUSED_ORDER;
+	if (!begun && choosing.client->wanted) {
+		if (!choosing.bound) {
+			choosing.bound = lb_unknown(LB_PREFERS);
+			choosing.excluded = lb_unknown(~choosing.client->wanted);
+		}
+		choosing.client->wanted = 0;
+	}
 	bpf_loop(2 * LB_MAX_UPSTREAMS, lb_choose_step, &choosing, 0);
 	if (choice->done)
 		return LB_RUNNING;
@@ -292,7 +352,8 @@ static __always_inline void lb_charge_requests(const struct lb_choice *c, struct
 	lb_add(&upstream->sent, (__u64)expecting - c->reserved);
 	lb_add(&client->sent, expecting);
 	lb_add(&backend->sent, expecting);
-	lb_charge(c->backend, backend->stride, client->to_pool, messages);
+	lb_charge(c->backend, backend->stride, client->to_pool, messages - client->charged);
+	client->charged = 0;
 }
 
 #endif

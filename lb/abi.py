@@ -34,6 +34,7 @@ MAX_TESTS = 1024
 LOAD_UNIT = 1024
 MAX_TAPS = 4
 SAMPLE = 64
+VACANT = 0x7FFFFFFF
 
 
 class Role(enum.IntEnum):
@@ -57,6 +58,7 @@ class Pause(enum.IntEnum):
     PAUSED_HELD = 4
     PAUSED_RATE = 5
     PAUSED_ORDER = 6
+    PAUSED_CONNECT = 7
 
 
 class PostKind(enum.IntEnum):
@@ -155,11 +157,12 @@ class Counter(enum.IntEnum):
     PAUSES_HELD = 12
     PAUSES_RATE = 13
     PAUSES_ORDER = 14
-    DROPPED_RATE_LIMITED = 15
-    DROPPED_TRANSFER = 16
-    DROPPED_RULE = 17
-    REFUSALS = 18
-    COUNTERS = 19
+    PAUSES_CONNECT = 15
+    DROPPED_RATE_LIMITED = 16
+    DROPPED_TRANSFER = 17
+    DROPPED_RULE = 18
+    REFUSALS = 19
+    COUNTERS = 20
 
 
 REASONS = tuple(counter for counter in Counter if counter is not Counter.COUNTERS)
@@ -314,7 +317,10 @@ class Slot(ctypes.Structure):
         ("to_route", U32),
         ("listener", U32),
         ("sample", U32),
-        ("pad2", U32 * 14),
+        ("wanted", U32),
+        ("charged", U32),
+        ("vacant", U32),
+        ("pad2", U32 * 11),
         ("redirected_bytes", U64),
         ("base", U64),
         ("sent", U64),
@@ -347,6 +353,9 @@ class Slot(ctypes.Structure):
     address_rate: int
     routed: int
     listener: int
+    wanted: int
+    charged: int
+    vacant: int
     to_pool: int
     to_route: int
     consumed_bytes: int

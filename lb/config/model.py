@@ -26,6 +26,13 @@ class Connections(StrEnum):
     SHARED = "shared"
 
 
+class Connect(StrEnum):
+    """When a client's own connections to backends are made."""
+
+    EAGER = "eager"  # before its first message
+    ON_DEMAND = "on_demand"  # when a message needs one
+
+
 class Target:
     """Where a backend is: an address or a host name, and a port."""
 
@@ -308,8 +315,8 @@ class Pool:
     `names`: more of them, by name; how these are looked up, `resolve` says.
     `workers`: that connect by themselves; there may be no others then.
 
-    With shared connections, `connections_per_backend` of them carry the messages of all clients, and each has
-    at most `max_in_flight` requests without a response.
+    `connect`: when a client's own connections are made. Shared ones, `connections_per_backend` of them, carry
+    the messages of all clients, and each has at most `max_in_flight` requests without a response.
 
     `panic_threshold`: percent of a level's weight that must be up, or the next level serves too.
     `slow_start`: seconds in which a backend that comes (back) up gets to its weight; 0: at once.
@@ -323,6 +330,7 @@ class Pool:
     workers: Workers | None = None
     balance: Balance = Balance.LEAST_OUTSTANDING
     connections: Connections = Connections.PER_CLIENT
+    connect: Connect = Connect.EAGER
     connections_per_backend: int = 2
     max_in_flight: int = 1024
     batch: int = 64

@@ -8,6 +8,7 @@ from lb.config.model import (
     Address,
     Backend,
     Balance,
+    Connect,
     Connections,
     Ejection,
     HostName,
@@ -38,6 +39,7 @@ MAX_SHARED = 32  # connections of a pool that all clients share: the kernel prog
 
 _read_balance = choice(Balance)
 _read_connections = choice(Connections)
+_read_connect = choice(Connect)
 _read_send_proxy = choice(ProxyVersion)
 _read_per_backend = integer(1, 32, "the kernel program looks at no more than 32 connections of a pool")
 _read_most_workers = integer(1, MAX_SHARED, "the kernel program looks at no more connections of a pool")
@@ -89,6 +91,7 @@ class Pools:
             "hash",
             "max_load",
             "connections",
+            "connect",
             "connections_per_backend",
             "max_in_flight",
             "batch",
@@ -120,6 +123,7 @@ class Pools:
         workers = self._read_workers(section)
         balance = section.optional("balance", _read_balance, Balance.LEAST_OUTSTANDING)
         connections = section.optional("connections", _read_connections, Connections.PER_CLIENT)
+        connect = section.optional("connect", _read_connect, Connect.EAGER)
         batch = section.optional("batch", _read_batch, 64)
         unchecked: Check = (None, None)
         health_check, asking = section.optional("health_check", read_health_check, unchecked)
@@ -132,11 +136,7 @@ class Pools:
         if connections is not Connections.SHARED:
             _refuse_sharing(section)
         else:
-            if "send_proxy" in section.entries:
-                section.entries["send_proxy"].fail(
-                    "names the one client of a connection, but this pool shares connections",
-                    "remove it, or use `connections: per_client`",
-                )
+            _refuse_owning(section)
             _check_count(section, most * each, workers, named=bool(names))
         panic_threshold = section.optional("panic_threshold", _read_panic_threshold, 50)
         slow_start = section.optional("slow_start", _read_slow_start, 0.0)
@@ -156,6 +156,7 @@ class Pools:
             workers,
             balance,
             connections,
+            connect,
             each,
             in_flight,
             batch,
@@ -229,6 +230,19 @@ def _refuse_sharing(section: Section) -> None:
     for key in ("connections_per_backend", "max_in_flight", "accept", "allow", "max_workers"):
         if key in section.entries:
             section.entries[key].fail("is for shared connections only", "add `connections: shared`")
+
+
+def _refuse_owning(section: Section) -> None:
+    """Note what is there although no connection belongs to one client."""
+    meanings = {
+        "connect": "says when a client's own connections are made",
+        "send_proxy": "names the one client of a connection",
+    }
+    for key, meaning in meanings.items():
+        if key in section.entries:
+            section.entries[key].fail(
+                f"{meaning}, but this pool shares connections", "remove it, or use `connections: per_client`"
+            )
 
 
 def _check_count(section: Section, dialled: int, workers: Workers | None, *, named: bool) -> None:

@@ -268,6 +268,7 @@ class DataPlane:
         address: bytes = b"",
         address_rate: int = 0,
         written: int | None = None,
+        vacant: int = 0,
     ) -> MappedSocket:
         """Maps a client's socket into its reserved slot: its messages flow from here on.
 
@@ -279,6 +280,7 @@ class DataPlane:
             address_rate: number of its address's rate, 0 for none.
             written: what TCP counts as written to it so far (:func:`lb.dataplane.sockets.written`), if the
                 caller knows: it need not be asked then.
+            vacant: places of its route that were vacated (:meth:`vacate`).
 
         Raises:
             PeerGoneError: the client has closed its side already. The slot stays reserved.
@@ -292,6 +294,7 @@ class DataPlane:
         slot.rate = policy.rate
         slot.listener = policy.listener
         slot.address_rate = address_rate
+        slot.vacant = vacant
         if policy.routed:
             slot.routed = abi.Routed.HASH * policy.hashed | abi.Routed.RULES * (policy.rules > 0)
             routing = abi.Routing(hash=key_hash(address), rules=policy.rules)
@@ -536,21 +539,52 @@ class DataPlane:
 
     # Routes
 
-    def route(self, client: SlotRef, upstream: SlotRef, backend: int) -> int:
+    def route(self, client: SlotRef, upstream: SlotRef, backend: int, place: int | None = None) -> int:
         """Adds an upstream to those that a client's messages may go to; returns its place.
+
+        Args:
+            client: its slot.
+            upstream: the slot of the upstream.
+            backend: whose upstream it is.
+            place: one that was filled a moment ago (:meth:`fill`); None: whichever is free.
 
         Raises:
             RuntimeError: the client has :data:`lb.abi.MAX_UPSTREAMS` already.
         """
+        return self._enter(client, place, upstream.number, upstream.generation, backend)
+
+    def vacate(self, client: SlotRef, backend: int) -> int:
+        """Adds a place for an upstream that is not there yet: a message for it pauses the client.
+
+        Returns:
+            The place. The pause is ``PAUSED_CONNECT``, and :meth:`wanted` says so then.
+
+        Raises:
+            RuntimeError: as for :meth:`route`.
+        """
+        place = self._enter(client, None, abi.VACANT, 1, backend)
+        self._slots[client.number].vacant += 1  # before insert_client(): that sets it
+        return place
+
+    def fill(self, client: SlotRef, place: int) -> None:
+        """Ends a vacant place: an upstream is there from now on, or nobody."""
+        self._routes[client.number].upstreams[place].generation = 0
+        self._slots[client.number].vacant -= 1
+
+    def wanted(self, client: MappedSocket) -> int:
+        """The vacant places, a bit for each, that the message in front of which a client is paused is for."""
+        return self._slots[client.ref.number].wanted
+
+    def _enter(self, client: SlotRef, place: int | None, number: int, generation: int, backend: int) -> int:
         entries = self._routes[client.number].upstreams
-        for place in range(abi.MAX_UPSTREAMS):
-            entry = entries[place]
+        for each in range(abi.MAX_UPSTREAMS) if place is None else (place,):
+            entry = entries[each]
             if entry.generation == 0:
-                entry.slot = upstream.number
+                entry.slot = number
                 entry.backend = backend
                 entry.member = self.hashing.member(backend)
-                entry.generation = upstream.generation
-                return place
+                entry.generation = generation
+                return each
         raise RuntimeError("more upstreams than a client can have")
 
     def route_shared(self, route: int, place: int, upstream: SlotRef, backend: int) -> None:
@@ -587,7 +621,8 @@ class DataPlane:
         slot = self._slots[client.ref.number]
         entry = self._routes[client.ref.number].upstreams[slot.chosen]
         # Of one that is gone nothing more comes, whatever its last request was.
-        if slot.framing not in self._in_order or not (client.outstanding or (slot.open and entry.generation)):
+        there = entry.generation and entry.slot != abi.VACANT
+        if slot.framing not in self._in_order or not (client.outstanding or (slot.open and there)):
             return None
         return entry.slot
 

@@ -1,9 +1,10 @@
 """From accept to splice.
 
-A client enters the sockmap once its upstreams are there, so that its first message has somewhere to go. It
-does not wait for all of them for ever: when one is connected, the others get a moment more; those that come
-still later join a client that is already served. When none can be connected to, it is tried again, for as
-long as messages may wait for a backend (``timeouts.queue``), unless all backends are known to be down.
+A client enters the sockmap once its upstreams are there, so that its first message has somewhere to go; it
+waits for none of those that are connected on demand (:mod:`lb.server.vacancies`). It does not wait for all of
+the others for ever: when one is connected, the rest get a moment more; those that come still later join a
+client that is already served. When none can be connected to, it is tried again, for as long as messages may
+wait for a backend (``timeouts.queue``), unless all backends are known to be down.
 """
 
 import asyncio
@@ -44,11 +45,17 @@ class Admission:
             return
         upstreams = []
         for backend in chosen:
+            if client.vacancies.concern(backend):
+                client.vacancies.offer(backend)
+                continue
             upstream = client.new_upstream(backend)
             if upstream is None:
                 client.refuse("max_connections")
                 return
             upstreams.append(upstream)
+        if not upstreams:
+            client.splice()
+            return
         self._wait(client.listening.timeouts.connect)
         for upstream in upstreams:
             if client.state is State.ADMITTED:
@@ -64,7 +71,7 @@ class Admission:
     def failed(self) -> None:
         """One upstream less."""
         upstreams = list(self._client.upstreams.values())
-        if not upstreams:
+        if not upstreams and not self._client.vacancies:
             self._try_again()
         elif self._client.connected_upstreams() == upstreams:
             self._finish()
@@ -106,7 +113,9 @@ class Admission:
         client.splice()
         if client.state is State.SPLICED:
             for backend in self.choose():
-                if backend not in client.upstreams:  # it failed, or came up, since the start
+                if (
+                    backend not in client.upstreams and backend not in client.vacancies
+                ):  # it failed, or came up, since the start
                     client.retry(backend)
 
     def choose(self) -> list[Backend]:

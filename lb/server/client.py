@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
-from lb import abi, proxy
+from lb import proxy
 from lb.abi import Pause
 from lb.backends import Backend, backoff
 from lb.config import Timeouts
@@ -28,6 +28,7 @@ from lb.server.poller import SPACE, STATE
 from lb.server.proxy import endpoints
 from lb.server.relay import connect, relay
 from lb.server.upstream import Upstream
+from lb.server.vacancies import Vacancies
 from lb.session import Event, State, step
 from lb.slots import SlotRef, SlotsExhaustedError
 
@@ -60,6 +61,7 @@ class Client:
         "state",
         "throttle",
         "upstreams",
+        "vacancies",
     )
 
     def __init__(
@@ -85,6 +87,7 @@ class Client:
         self._taken = header.length if header is not None else 0
         self._endpoints = header.endpoints if header is not None else None
         self._admission = Admission(self)
+        self.vacancies = Vacancies(self)
         self._attempts: dict[Backend, int] = {}
         self.throttle = listening.services.buckets.join(listening.config, listening.policy.rate, self.address)
         listening.clients.add(self)
@@ -145,7 +148,7 @@ class Client:
             if upstream.backend.dismissed or not upstream.splice():
                 self.forget(upstream)
                 upstream.close()
-        if not self.connected_upstreams() and self.bundle is None:
+        if not self.connected_upstreams() and not self.vacancies and self.bundle is None:
             self._admission.failed()
             return
         try:
@@ -156,6 +159,7 @@ class Client:
                 address=self._key if self.listening.policy.routed else b"",
                 address_rate=self.throttle.address_rate,
                 written=sockets.WRITTEN_BY_ACCEPTING,
+                vacant=len(self.vacancies),
             )
             self.mapped.taken = self._taken
             services.poller.watch(self.sock.fileno(), self)
@@ -174,6 +178,7 @@ class Client:
         """The client closed its side before it could be mapped: what it sent is complete, and small."""
         if self.bundle is None:
             there = [upstream.backend for upstream in self.connected_upstreams()]
+            there += self.vacancies.serving
         else:
             there = [backend for bundle in self.bundles for backend in bundle.usable_backends]
         try:
@@ -181,8 +186,9 @@ class Client:
         except routing.SeveralBackendsError:
             self.refuse("half_closed")
             return
-        if self.bundle is not None:
+        if self.bundle is not None or (backend is not None and backend in self.vacancies):
             self.state = step(self.state, Event.ENDING)
+            self.close_upstreams()
             self.run("relay", self._relay_alone(backend))
             return
         if backend is None:
@@ -209,7 +215,7 @@ class Client:
         if backend is not None:
             backend.connections += 1  # it does not lose its numbers meanwhile
             try:
-                sock = await connect(backend, self.timeouts.connect)
+                sock = await connect(backend, self.timeouts.connect, self.preface(backend))
             finally:
                 backend.connections -= 1
         if self.state is State.CLOSED:
@@ -290,7 +296,9 @@ class Client:
 
     def route(self, upstream: Upstream) -> None:
         """Lets its messages be sent there."""
-        upstream.place = self.services.plane.route(self.ref, upstream.ref, upstream.backend.index)
+        backend = upstream.backend
+        place = self.vacancies.take(backend)
+        upstream.place = self.services.plane.route(self.ref, upstream.ref, backend.index, place)
 
     def unroute(self, upstream: Upstream) -> None:
         """Lets no further message be sent there, once a grace period has passed."""
@@ -348,8 +356,13 @@ class Client:
             or not self.wants_upstreams
             or not backend.serving
             or backend in self.upstreams
-            or len(self.upstreams) >= abi.MAX_UPSTREAMS
+            or backend in self.vacancies
+            or self.vacancies.full
         ):
+            return
+        if self.vacancies.concern(backend):
+            self.vacancies.offer(backend)
+            self.services.pauses.hasten(self)
             return
         upstream = self.new_upstream(backend)
         if upstream is not None:
@@ -365,16 +378,19 @@ class Client:
         """An attempt to connect succeeded."""
         if self.state is State.ADMITTED:
             self._admission.connected()
-        elif not self.wants_upstreams:
+            return
+        if not self.wants_upstreams:
             upstream.close()
         elif not upstream.backend.serving:  # its level is not needed any more
             self.forget(upstream)
             upstream.close()
+            self.vacancies.withdraw(upstream.backend)
         elif upstream.splice():
             self._attempts.pop(upstream.backend, None)
         else:
             upstream.close()
             self.replace(upstream)
+        self.vacancies.settle()
 
     def upstream_failed(self, upstream: Upstream) -> None:
         """An attempt to connect failed; the upstream is closed."""
@@ -384,6 +400,7 @@ class Client:
             self.forget(upstream)
             if self.state is State.ADMITTED:
                 self._admission.failed()
+        self.vacancies.settle()
 
     def upstream_broken(self, upstream: Upstream, malformed: str | None) -> None:
         """A mapped upstream was reset, timed out, or its backend sent what is no message."""
@@ -408,6 +425,7 @@ class Client:
     def replace(self, upstream: Upstream) -> None:
         """Connects to the upstream's backend again."""
         self.forget(upstream)
+        self.vacancies.withdraw(upstream.backend)
         self.retry(upstream.backend)
 
     def retry(self, backend: Backend) -> None:
@@ -462,7 +480,13 @@ class Client:
             _log.info("%s: closed: no backend for its messages", self)
             self.fail("no_backend")
         elif mapped.paused:
-            services.pauses.add(self)
+            self._paused(mapped.paused)
+
+    def _paused(self, why: Pause) -> None:
+        if why is Pause.PAUSED_CONNECT:
+            self.vacancies.fill()
+        else:
+            self.services.pauses.add(self)
 
     def malformed(self, reason: str) -> None:
         """Ends the client because it sent what is no message."""
@@ -482,7 +506,7 @@ class Client:
         assert self.mapped is not None
         rules = self.listening.config.rules
         decision = routing.decide(self.listening, message, self._key) if rules else None
-        return self._may_go_on(self.mapped, decision)
+        return self.vacancies.prepare() and self._may_go_on(self.mapped, decision)
 
     def _may_go_on(self, mapped: MappedSocket, decision: Decision | None) -> bool:
         """Whether an upstream would take a message, and the rates allow it; or a refusal has room."""
@@ -494,6 +518,7 @@ class Client:
             return False
         plane = services.plane
         only = plane.bound_to(mapped) if self.bundle is None else None
+        there = False
         alone = self.state is State.DRAINING and self.listening.one_at_a_time
         if only is not None and (alone or mapped.paused is Pause.PAUSED_ORDER) and mapped.outstanding:
             return False
@@ -503,7 +528,9 @@ class Client:
             bundle = routing.pool_of(self.listening, decision).bundle
             backend = None if decision is None else decision.backend
             return mapped.has_room and bundle is not None and bundle.has_room(backend)
-        return any(
+        if only is None and self.state is State.SPLICED:
+            there = self.vacancies.accept(decision)
+        return there or any(
             upstream.has_room and plane.accepts(upstream.backend.index, bound=only is not None)
             for upstream in self._destinations(decision)
             if only is None or upstream.ref.number == only
@@ -538,14 +565,14 @@ class Client:
     def waited(self, seconds: float) -> None:
         """Gives its messages up if they have waited too long for a backend."""
         assert self.mapped is not None
-        if seconds < self.listening.timeouts.queue:
+        if max(seconds, self.vacancies.waited()) < self.listening.timeouts.queue:
             return
         pause = self.mapped.paused
         decision = self.services.plane.decision(self.mapped)
         if decision is not None and (decision.denied or decision.undecided):
             return  # it waits for its own room, or its own answers
-        lonely = pause is Pause.PAUSED_NO_UPSTREAM or not any(
-            up.serves for up in self._destinations(decision)
+        lonely = pause is Pause.PAUSED_NO_UPSTREAM or not (
+            any(up.serves for up in self._destinations(decision)) or self.vacancies.serve(decision)
         )
         if lonely or (pause is Pause.PAUSED_ORDER and self._waits_for_the_dead):
             reason = "no_backend"
@@ -588,6 +615,7 @@ class Client:
         return True
 
     def _give_up(self, mapped: MappedSocket, reason: str) -> None:
+        self.vacancies.start_anew()
         framing = self.listening.config.framing
         if framing.error_reply is None:
             _log.info("%s: closed: its messages waited too long (%s)", self, reason)
@@ -657,6 +685,7 @@ class Client:
         self.close_upstreams()
         if reset:
             faults.reset_on_close(self.sock)
+        self.vacancies.clear()
         if self.mapped is None:
             services.plane.release(self.ref)
             self.sock.close()

@@ -24,6 +24,8 @@ async def part(client: "Client", backend: "Backend") -> None:
     outstanding is lost, and told.
     """
     client.forget_attempts(backend)
+    if backend not in client.upstreams:
+        client.vacancies.withdraw(backend)
     upstream = client.upstreams.get(backend)
     if upstream is None:
         return

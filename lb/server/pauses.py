@@ -80,12 +80,20 @@ class Pauses:
             self._plan(source, look.since, _SHORTEST)
             self._sooner.set()
 
+    def release(self, source: Source) -> None:
+        """What a paused source waited for has come, or never will: it is looked at at once."""
+        now = asyncio.get_running_loop().time()
+        look = self._waiting.get(source)
+        self._plan(source, now if look is None else look.since, _SHORTEST, due=now)
+        self._sooner.set()
+
     def discard(self, source: Source) -> None:
         """The source ends, or somebody else takes care of it."""
         self._waiting.pop(source, None)
 
-    def _plan(self, source: Source, since: float, delay: float) -> None:
-        due = asyncio.get_running_loop().time() + delay
+    def _plan(self, source: Source, since: float, delay: float, *, due: float | None = None) -> None:
+        if due is None:
+            due = asyncio.get_running_loop().time() + delay
         look = self._waiting[source] = _Look(due, next(self._numbers), source, since, delay)
         heapq.heappush(self._agenda, look)
 

@@ -24,13 +24,18 @@ _log = logging.getLogger(__name__)
 _CHUNK = 256 * 1024
 
 
-async def connect(backend: Backend, seconds: float) -> socket.socket | None:
-    """A connection to a backend, not blocking; None if there was none within so many seconds."""
+async def connect(backend: Backend, seconds: float, preface: bytes = b"") -> socket.socket | None:
+    """A connection to a backend, not blocking; None if there was none within so many seconds.
+
+    ``preface``: what the backend is told first.
+    """
     address = backend.config.address
     sock = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         async with asyncio.timeout(seconds):
             await asyncio.get_running_loop().sock_connect(sock, address.sockaddr)
+            if preface:
+                await asyncio.get_running_loop().sock_sendall(sock, preface)
     except OSError as error:  # TimeoutError is one
         sock.close()
         backend.failed("timeout" if isinstance(error, TimeoutError) else connect_failure(error.errno or 0))

@@ -67,13 +67,15 @@ class Balancer:
     """`sockmap-lb run`.
 
     Settings: ``balance``, ``batch``, ``shared`` (connections to each backend that all clients share; 0: each
-    has its own), ``rules`` (of the listener; only the last one matches).
+    has its own), ``connect`` (``eager``, ``on_demand``), ``rules`` (of the listener; only the last one
+    matches).
     """
 
     defaults: ClassVar[dict[str, str]] = {
         "balance": "least_outstanding",
         "batch": "64",
         "shared": "0",
+        "connect": "eager",
         "rules": "0",
     }
     protocols: ClassVar[tuple[str, ...]] = (STREAM, DNS, MEMCACHED)
@@ -138,7 +140,9 @@ class Balancer:
 
 def _balancer_yaml(scene: Scene, settings: Mapping[str, str]) -> str:
     shared = int(settings["shared"])
-    sharing = f"    connections: shared\n    connections_per_backend: {shared}\n" if shared else ""
+    sharing = f"    connect: {settings['connect']}\n"
+    if shared:
+        sharing = f"    connections: shared\n    connections_per_backend: {shared}\n"
     check = scene.check_ms
     checks = f"    health_check: {{interval: {check}ms, rise: 1}}\n" if check is not None else ""
     listed = "".join(

@@ -123,6 +123,7 @@ def test_the_limits_are_those_of_the_header() -> None:
         "MAX_TAPS": abi.MAX_TAPS,
         "SAMPLE": abi.SAMPLE,
         "WORDS": abi.WORDS,
+        "VACANT": abi.VACANT,
         "MAX_TESTS": abi.MAX_TESTS,
     }
     assert abi.MAX_WINDOW == framing.MAX_WINDOW

@@ -43,6 +43,7 @@ class _Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         self._backend.connections.append(self)
+        self._backend.accepted += 1
         if self._backend.delay:
             self._task = asyncio.get_running_loop().create_task(self._answer_slowly())
 
@@ -135,6 +136,7 @@ class Backend:
         self.received: list[Message] = []
         self.connections: list[_Connection] = []
         self.held: list[tuple[_Connection, bytes]] | None = [] if holding else None
+        self.accepted = 0  # connections so far
         self.resets = 0
         self.half_messages = 0
         self._errors: list[dict[str, Any]] = []

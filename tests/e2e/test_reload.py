@@ -18,6 +18,7 @@ from tests.e2e.traffic import traffic
 
 KINDS: dict[str, dict[str, Any]] = {
     "per_client": {"balance": "round_robin"},
+    "on_demand": {"balance": "round_robin", "connect": "on_demand"},
     "shared": {"balance": "round_robin", "connections": "shared"},
     "hash": {"balance": "hash", "hash": {"field": {"offset": 8, "width": 4}}},
 }

@@ -458,9 +458,9 @@ def test_all_mistakes_of_a_file_are_reported_at_once() -> None:
                 ),
                 (
                     "2: pools[0]: is `x`; write a mapping with the keys name, backends, balance, hash,"
-                    " max_load, connections, connections_per_backend, max_in_flight, batch, health_check,"
-                    " ejection, timeouts, panic_threshold, slow_start, accept, allow, max_workers,"
-                    " send_proxy, resolve"
+                    " max_load, connections, connect, connections_per_backend, max_in_flight, batch,"
+                    " health_check, ejection, timeouts, panic_threshold, slow_start, accept, allow,"
+                    " max_workers, send_proxy, resolve"
                 ),
             ],
         ),

@@ -122,6 +122,7 @@ MEANINGS: Mapping[str, str | Key] = {
     "pools[].hash.string.endian": "Byte order of the length.",
     "pools[].max_load": "A backend with more than this many times the mean outstanding is passed over; `none`: never.",
     "pools[].connections": "To backends: each client's own, or shared by all; these need an id and `ordering: any`.",
+    "pools[].connect": "A client's own connections: all before its first message, or each when a message needs it.",
     "pools[].connections_per_backend": "Shared connections to each backend; of a pool at most 32.",
     "pools[].max_in_flight": "Requests without a response on a shared connection; more wait.",
     "pools[].batch": "Most messages of one client that travel together.",

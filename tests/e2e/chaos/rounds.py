@@ -53,9 +53,14 @@ def configuration(backends: dict[str, Endpoint], source: random.Random) -> Tree:
             }
             | sharing
             for pool, names in _POOLS.items()
-            for sharing, patience in [_sharing(source) if "shared" in pool else ({}, {})]
+            for sharing, patience in [_sharing(source) if "shared" in pool else _owning(source)]
         ],
     }
+
+
+def _owning(source: random.Random) -> tuple[Tree, Tree]:
+    """When each client's own connections are made."""
+    return {"connect": source.choice(["eager", "on_demand"])}, {}
 
 
 def _sharing(source: random.Random) -> tuple[Tree, Tree]:
