@@ -5,6 +5,7 @@ that the rest works without, and only then does anybody listen.
 """
 
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -154,6 +155,8 @@ async def _serve(
                 await admin.start(admin_socket)
             if admin_socket is not None:
                 _log.info("admin: http://%s:%d", *admin_socket.getsockname()[:2])
+            gc.collect()
+            gc.freeze()  # what there is now stays: the collector need not look at it with each generation
             notifier.ready()
             telling = tasks.create_task(notifier.keep_telling(status.summary), name="notify")
             await main

@@ -7,7 +7,7 @@ and ``DRAINING``, nobody once ``CLOSED``.
 import enum
 
 
-class State(enum.Enum):
+class State(enum.StrEnum):
     """Where a connection is in its life."""
 
     ADMITTED = "admitted"  # accepted, or connecting
@@ -16,7 +16,7 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-class Event(enum.Enum):
+class Event(enum.StrEnum):
     """What can happen to a connection."""
 
     INSERTED = "inserted"  # the sockmap took it

@@ -7,6 +7,7 @@ from lb.dataplane import sockets
 from lb.slots import SlotRef
 
 _FIN = 1  # counts as a byte received
+_PAUSES = tuple(abi.Pause)
 
 
 class MappedSocket:
@@ -59,7 +60,7 @@ class MappedSocket:
     @property
     def paused(self) -> abi.Pause:
         """Why the parser stopped in front of a message, if it did. Ends with :meth:`DataPlane.resume`."""
-        return abi.Pause(self._slot.paused)
+        return _PAUSES[self._slot.paused]
 
     @property
     def has_room(self) -> bool:

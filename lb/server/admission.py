@@ -36,12 +36,12 @@ class Admission:
     def start(self) -> None:
         """Starts to connect to the client's share of the backends that are not known to be down."""
         client = self._client
-        chosen = self.choose()
-        if not chosen and all(pool.workers is None for pool in client.listening.pools):
-            client.refuse("no_backend")
-            return
         if client.bundle is not None:
-            client.splice()  # its messages wait for a worker, if there is none
+            self._start_shared()
+            return
+        chosen = self.choose()
+        if not chosen:
+            client.refuse("no_backend")
             return
         upstreams = []
         for backend in chosen:
@@ -60,6 +60,16 @@ class Admission:
         for upstream in upstreams:
             if client.state is State.ADMITTED:
                 upstream.connect()
+
+    def _start_shared(self) -> None:
+        """Others connect to the backends, or those connect to us."""
+        client = self._client
+        for pool in client.listening.pools:
+            # Its messages wait for a worker, if there is none.
+            if pool.workers is not None or any(it.serving and it.weight for it in pool.backends):
+                client.splice()
+                return
+        client.refuse("no_backend")
 
     def connected(self) -> None:
         """One more upstream is connected."""

@@ -52,7 +52,6 @@ class Client:
         "_taken",
         "activity",
         "address",
-        "guard",
         "listening",
         "mapped",
         "number",
@@ -81,7 +80,6 @@ class Client:
         self.state = State.ADMITTED
         self.mapped: MappedSocket | None = None
         self.upstreams: dict[Backend, Upstream] = {}
-        self.guard = Guard(self.__str__, lambda: self.fail("bug"))
         self.activity = (0, 0.0)  # of the idle sweep: bytes seen, and when that was new
         self._peer = peer
         self._taken = header.length if header is not None else 0
@@ -96,6 +94,11 @@ class Client:
 
     def __str__(self) -> str:
         return f"client {self._peer} of {self.listening.config.name}"
+
+    @property
+    def guard(self) -> Guard:
+        """Around everything that is done for it."""
+        return Guard(self)
 
     @property
     def endpoint(self) -> str:
@@ -148,7 +151,7 @@ class Client:
             if upstream.backend.dismissed or not upstream.splice():
                 self.forget(upstream)
                 upstream.close()
-        if not self.connected_upstreams() and not self.vacancies and self.bundle is None:
+        if self.bundle is None and not self.connected_upstreams() and not self.vacancies:
             self._admission.failed()
             return
         try:
@@ -325,6 +328,10 @@ class Client:
     def upstream_crashed(self, upstream: Upstream) -> None:
         """A bug of ours ends it."""
         del upstream
+        self.crashed()
+
+    def crashed(self) -> None:
+        """A bug of ours ends it."""
         self.fail("bug")
 
     # Upstreams come and go

@@ -1,7 +1,6 @@
 """A bug in one connection ends that connection, not the process."""
 
 import logging
-from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
 
@@ -9,21 +8,27 @@ _log = logging.getLogger(__name__)
 
 
 class Guarded(Protocol):
-    """A connection that can be ended from outside."""
+    """A connection that can be ended from outside. Its name is what ``str`` makes of it."""
 
     @property
     def guard(self) -> "Guard":
-        """Around everything that is done for this connection."""
+        """Around everything that is done for this connection.
+
+        Made anew each time: one that the connection kept would refer to it in a circle, which only the
+        garbage collector can undo.
+        """
+
+    def crashed(self) -> None:
+        """A bug of ours ends it."""
 
 
 class Guard:
     """Logs what escapes from a connection's handlers and ends the connection."""
 
-    __slots__ = ("_end", "_name")
+    __slots__ = ("_connection",)
 
-    def __init__(self, name: Callable[[], str], end: Callable[[], None]) -> None:
-        self._name = name
-        self._end = end
+    def __init__(self, connection: Guarded) -> None:
+        self._connection = connection
 
     def __enter__(self) -> None: ...
 
@@ -32,6 +37,6 @@ class Guard:
     ) -> bool:
         if not isinstance(error, Exception):
             return False
-        _log.error("%s: closed because of a bug", self._name(), exc_info=error)
-        self._end()
+        _log.error("%s: closed because of a bug", self._connection, exc_info=error)
+        self._connection.crashed()
         return True

@@ -31,7 +31,7 @@ class Introduction:
     Owns the socket and the slot until it gives both away, or turns the connection away.
     """
 
-    __slots__ = ("_done", "_listening", "_peer", "_ref", "_sock", "_timer", "_watched", "guard")
+    __slots__ = ("_done", "_listening", "_peer", "_ref", "_sock", "_timer", "_watched")
 
     def __init__(
         self,
@@ -42,7 +42,6 @@ class Introduction:
         done: Callable[[socket.socket, tuple[str, int], SlotRef, proxy.Header], None],
     ) -> None:
         """``done`` takes over the socket, not blocking, and its slot."""
-        self.guard = Guard(self.__str__, self.close)
         self._listening = listening
         self._sock: socket.socket | None = sock
         self._peer = peer
@@ -54,6 +53,11 @@ class Introduction:
 
     def __str__(self) -> str:
         return f"proxy {self._peer} of {self._listening.config.name}"
+
+    @property
+    def guard(self) -> Guard:
+        """Around everything that is done for it."""
+        return Guard(self)
 
     def start(self) -> None:
         """Looks at once; what is not there yet has as long as the rest of a message."""
@@ -75,6 +79,10 @@ class Introduction:
         """Events of the socket, from the poller."""
         del mask
         self._look()
+
+    def crashed(self) -> None:
+        """A bug of ours ends it."""
+        self.close()
 
     def close(self) -> None:
         """Resets the connection, if it still waits."""

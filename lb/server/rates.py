@@ -77,6 +77,8 @@ class Buckets:
         """A client comes; ``number`` is the listener's rate, 0 for none."""
         limits = listener.limits
         throttle = Throttle(number)
+        if limits.rate is None and limits.rate_per_address is None:
+            return throttle
         numbers: dict[config.Over, set[int]] = {config.Over.WAIT: set(), config.Over.DENY: set()}
         if limits.rate is not None:
             numbers[limits.rate.over].add(number)

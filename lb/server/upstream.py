@@ -94,7 +94,6 @@ class Upstream:
         "_taken",
         "backend",
         "connected",
-        "guard",
         "mapped",
         "owner",
         "place",
@@ -110,7 +109,6 @@ class Upstream:
         self.state = State.ADMITTED
         self.connected = False
         self.mapped: MappedSocket | None = None
-        self.guard = Guard(self.__str__, self._crashed)
         self._services = owner.services
         self.ref = ref
         self._sock: socket.socket | None = None
@@ -122,6 +120,11 @@ class Upstream:
 
     def __str__(self) -> str:
         return f"{self.owner} to {self.backend}"
+
+    @property
+    def guard(self) -> Guard:
+        """Around everything that is done for it."""
+        return Guard(self)
 
     @property
     def backlog(self) -> int:
@@ -396,5 +399,6 @@ class Upstream:
         self.backend.failed(reason)
         self.owner.upstream_failed(self)
 
-    def _crashed(self) -> None:
+    def crashed(self) -> None:
+        """A bug of ours ends it."""
         self.owner.upstream_crashed(self)
