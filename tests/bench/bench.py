@@ -85,10 +85,7 @@ PRESETS = {
     # Every kind of work and of peer once, in seconds: whether the benchmark itself works.
     "smoke": Preset(
         ("64x4x4", "64x4x4@2000", "65536x2x1", "churn:4", "dns:2x4"),
-        (
-            *("direct", "bare", "sockmap-lb", "sockmap-lb/shared=2", "sockmap-lb/rules=8"),
-            *("haproxy", "nginx", "dnsdist"),
-        ),
+        ("direct", "bare", "sockmap-lb", "sockmap-lb/shared=2/rules=8", "haproxy", "nginx", "dnsdist"),
     ),
 }
 
