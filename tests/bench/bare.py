@@ -30,7 +30,6 @@ from lb.libbpf import AttachType, HashMap, Object, SockMap
 
 _TARGETS = 8  # BARE_TARGETS of bare.bpf.c
 _ROUTE = struct.Struct(f"=II{_TARGETS}I")
-_COOKIE = struct.Struct("=Q")
 _BACKLOG = 4096
 _PATIENCE = 10.0  # seconds for a backend to accept
 _ENDS = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -90,7 +89,7 @@ class _Proxy:
                 sock.close()
             return
         slots = tuple(self._free.popleft() for _ in sockets)
-        session = _Session(tuple(sockets), slots, tuple(_COOKIE.pack(cookie(sock)) for sock in sockets))
+        session = _Session(tuple(sockets), slots, tuple(map(cookie, sockets)))
         self._sessions.update(dict.fromkeys((sock.fileno() for sock in sockets), session))
         self._map(session)
 
