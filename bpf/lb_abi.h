@@ -22,6 +22,8 @@ enum lb_limit {
 	LB_MAX_WINDOW = 56, /* leading bytes of a message that fields may use: one copy */
 	LB_MAX_BACKENDS = 1024, /* of all pools: one per-CPU value holds their turns */
 	LB_MAX_POOLS = 64,
+	LB_NEAR = 16, /* outstanding requests that an upstream keeps itself ... */
+	LB_NEAR_WAYS = 4, /* ... of which so many are a set: a cache line */
 	LB_MARKS = 32, /* requests of one upstream that are timed at once */
 	LB_BUCKETS = 128, /* of a duration histogram: 4 for each power of two */
 	LB_STRIDE = 1 << 20, /* virtual time of one message at weight 1 */
@@ -295,14 +297,15 @@ struct lb_slot {
 	__u64 base; /* 1 << 32 | write_seq before the first redirect; 0: there was none */
 	__u64 sent; /* requests that get a response; client: from it, upstream: to it */
 	__u64 answered;
-	__u64 ambiguous; /* upstream: requests among sent that have no entry in lb_inflight */
+	__u64 ambiguous; /* upstream: requests among sent that have no entry */
 	__u64 disambiguated; /* of these, answered */
 	__u64 quiet; /* upstream: requests that get no response */
 	__u64 delivered_quiet; /* of these, acknowledged for sure */
 	__u64 mark_bytes; /* when so many bytes are acknowledged ... */
 	__u64 mark_quiet; /* ... these are too */
 	__u64 cursor; /* shared upstream: id of the next request */
-	__u64 pad3[5];
+	__u64 far; /* upstream: requests that have an entry in lb_inflight */
+	__u64 pad3[4];
 };
 
 /*
@@ -321,14 +324,22 @@ struct lb_route {
 	struct lb_upstream upstreams[LB_MAX_UPSTREAMS];
 };
 
-/* Programs only, where the order of requests tells them apart. (tag << 32 | microseconds), 0: free.
- */
-struct lb_marks {
-	__u64 times[LB_MARKS];
-	__u64 sampled; /* (tag << 32 | number of its sample), 0: none */
+/* A request that is outstanding, where ids tell them apart. */
+struct lb_near {
+	__u64 id;
+	__u64 left; /* (microseconds << 32 | number of its sample or 0), 0: free */
 };
 
-/* Requests that are outstanding, where ids tell them apart. */
+/*
+ * What an upstream keeps of its outstanding requests. Where their order tells them apart, these
+ * are LB_MARKS words that say when they left, (tag << 32 | microseconds), 0: free.
+ */
+struct lb_marks {
+	struct lb_near requests[LB_NEAR];
+	__u64 sampled; /* by order: (tag << 32 | number of its sample), 0: none */
+};
+
+/* Those that find no room there. */
 struct lb_inflight_key {
 	__u32 slot; /* of the upstream */
 	__u32 generation;
@@ -527,6 +538,7 @@ _Static_assert(__builtin_offsetof(struct lb_slot, redirected_bytes) == 320, "own
 _Static_assert(sizeof(struct lb_route) == 512, "lb_route");
 _Static_assert(sizeof(struct lb_marks) == 264, "lb_marks");
 _Static_assert(sizeof(struct lb_inflight_key) == 16, "lb_inflight_key");
+_Static_assert(LB_NEAR * sizeof(struct lb_near) == LB_MARKS * sizeof(__u64), "lb_near");
 _Static_assert(sizeof(struct lb_head) == 8 + LB_MAX_HEAD, "lb_head");
 _Static_assert(sizeof(struct lb_post) == 16, "lb_post");
 _Static_assert(sizeof(struct lb_flight) == 48, "lb_flight");

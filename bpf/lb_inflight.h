@@ -8,6 +8,12 @@
  * there already, or that finds the table full, has none; such requests are ambiguous,
  * and only their number is known.
  *
+ * A few entries are the upstream's own, in sets of a cache line: no lock, and no other
+ * line than those that are warm. What finds its set full goes into one table for all
+ * upstreams, which costs ten times as much; the upstream counts what it has there, and
+ * nobody looks there for nothing. Requests come to an upstream from one program at a
+ * time, its client's; its responses to another one, its own.
+ *
  * Where the order tells responses apart, the numbers suffice; marks remember when
  * requests left (lb_marks.h).
  */
@@ -57,16 +63,133 @@ static __always_inline void lb_drop_head(__u32 slot, __u32 generation, __u64 id)
 	bpf_map_delete_elem(&lb_heads, &key);
 }
 
+/* The set for an id: as good for those that count up as for those that do not. */
+static __always_inline __u32 lb_near_set(__u64 id)
+{
+	__u32 bits = (__u32)id ^ (__u32)(id >> 32);
+
+	bits ^= bits >> 16;
+	bits ^= bits >> 8;
+	bits ^= bits >> 4;
+	bits ^= bits >> 2;
+	return (bits * LB_NEAR_WAYS) & (LB_NEAR - 1);
+}
+
+static __always_inline struct lb_near *lb_near_of(struct lb_marks *marks, __u32 place)
+{
+	return &marks->requests[place & (LB_NEAR - 1)];
+}
+
+static __always_inline __u64 lb_left(const struct lb_near *near)
+{
+	return *(volatile __u64 *)&near->left;
+}
+
+/* Enters a request that leaves now; nonzero if it is not alone, or there is no room for it. */
+__noinline int lb_enter(__u32 number, __u32 generation, __u64 id, __u32 now)
+{
+	struct lb_slot *upstream = bpf_map_lookup_elem(&lb_slots, &number);
+	struct lb_marks *marks = bpf_map_lookup_elem(&lb_marks, &number);
+	struct lb_inflight_key key = { .slot = number, .generation = generation, .id = id };
+	struct lb_inflight entry = { .time = now };
+	struct lb_near *near, *room = NULL;
+	__u32 set = lb_near_set(id);
+
+	if (!upstream || !marks)
+		return 1;
+	for (__u32 way = 0; way < LB_NEAR_WAYS; way++) {
+		near = lb_near_of(marks, set + way);
+		if (!lb_left(near))
+			room = near;
+		else if (near->id == id)
+			return 1;
+	}
+	if (*(volatile __u64 *)&upstream->far && bpf_map_lookup_elem(&lb_inflight, &key))
+		return 1;
+	if (room) {
+		room->id = id;
+		__sync_lock_test_and_set(&room->left, (__u64)now << 32);
+		return 0;
+	}
+	if (bpf_map_update_elem(&lb_inflight, &key, &entry, BPF_NOEXIST))
+		return 1;
+	lb_add(&upstream->far, 1);
+	return 0;
+}
+
+/* Takes out the request that a response has come to, and times it; 0 if there is none. */
+__noinline int lb_take_out(__u32 number, __u32 generation, __u64 id, __u32 backend, __u32 now)
+{
+	struct lb_slot *upstream = bpf_map_lookup_elem(&lb_slots, &number);
+	struct lb_marks *marks = bpf_map_lookup_elem(&lb_marks, &number);
+	struct lb_inflight_key key = { .slot = number, .generation = generation, .id = id };
+	struct lb_inflight *entry;
+	__u32 set = lb_near_set(id), time, sample;
+
+	if (!upstream || !marks)
+		return 0;
+	for (__u32 way = 0; way < LB_NEAR_WAYS; way++) {
+		struct lb_near *near = lb_near_of(marks, set + way);
+		__u64 left = lb_left(near);
+
+		if (!left || near->id != id)
+			continue;
+		*(volatile __u64 *)&near->left = 0;
+		time = left >> 32;
+		sample = left;
+		goto taken;
+	}
+	if (!*(volatile __u64 *)&upstream->far)
+		return 0;
+	entry = bpf_map_lookup_elem(&lb_inflight, &key);
+	if (!entry)
+		return 0;
+	time = entry->time;
+	sample = entry->sample;
+	if (bpf_map_delete_elem(&lb_inflight, &key))
+		return 0;
+	lb_add(&upstream->far, -1);
+taken:
+	lb_took(backend, now - time);
+	if (sample)
+		lb_answered(sample);
+	return 1;
+}
+
+/* Has the response to an outstanding request recognized by a number; nonzero if it has no entry. */
+static __always_inline int lb_recognize(__u32 number, __u32 generation, __u64 id, __u32 sample)
+{
+	struct lb_marks *marks = bpf_map_lookup_elem(&lb_marks, &number);
+	struct lb_inflight_key key = { .slot = number, .generation = generation, .id = id };
+	struct lb_inflight *entry;
+	__u32 set = lb_near_set(id);
+
+	if (!marks)
+		return 1;
+	for (__u32 way = 0; way < LB_NEAR_WAYS; way++) {
+		struct lb_near *near = lb_near_of(marks, set + way);
+		__u64 left = lb_left(near);
+
+		if (!left || near->id != id)
+			continue;
+		near->left = left | sample;
+		return 0;
+	}
+	entry = bpf_map_lookup_elem(&lb_inflight, &key);
+	if (!entry)
+		return 1;
+	entry->sample = sample;
+	return 0;
+}
+
 static __always_inline void lb_note(struct lb_measuring *m, __u64 id, __u32 offset, __u32 length)
 {
-	struct lb_inflight_key key = { .slot = m->slot, .generation = m->generation, .id = id };
-	struct lb_inflight entry = { .time = m->now };
 	struct lb_slot *upstream;
 
 	if (!m->generation)
 		return;
-	if (bpf_map_update_elem(&lb_inflight, &key, &entry, BPF_NOEXIST)) {
-		upstream = bpf_map_lookup_elem(&lb_slots, &key.slot);
+	if (lb_enter(m->slot, m->generation, id, m->now)) {
+		upstream = bpf_map_lookup_elem(&lb_slots, &m->slot);
 		if (upstream)
 			lb_add(&upstream->ambiguous, 1);
 		return;
@@ -95,30 +218,19 @@ static __always_inline int lb_expected(struct lb_measuring *m, __u64 id)
 
 static __always_inline int lb_awaited(struct lb_measuring *m, __u64 id)
 {
-	struct lb_inflight_key key = { .slot = m->slot, .generation = m->generation, .id = id };
-	struct lb_inflight *entry;
 	struct lb_slot *upstream;
-	__u32 time, sample;
 
 	if (m->shared)
 		return lb_expected(m, id);
-	entry = bpf_map_lookup_elem(&lb_inflight, &key);
-	if (!entry) {
-		upstream = bpf_map_lookup_elem(&lb_slots, &key.slot);
+	if (!lb_take_out(m->slot, m->generation, id, m->backend, m->now)) {
+		upstream = bpf_map_lookup_elem(&lb_slots, &m->slot);
 		if (!upstream || upstream->disambiguated == *(volatile __u64 *)&upstream->ambiguous)
 			return 0;
 		upstream->disambiguated++;
 		return 1;
 	}
-	time = entry->time;
-	sample = entry->sample;
-	if (bpf_map_delete_elem(&lb_inflight, &key))
-		return 0;
 	if (m->framing->flags & LB_KEEP_HEADS)
-		lb_drop_head(key.slot, key.generation, id);
-	lb_took(m->backend, m->now - time);
-	if (sample)
-		lb_answered(sample);
+		lb_drop_head(m->slot, m->generation, id);
 	return 1;
 }
 

@@ -63,6 +63,11 @@ static long lb_measured_step(__u32 i, void *context)
  * Remembers when requests left for an upstream, the first of them as its first-th.
  * With more than LB_MARKS in flight the older ones are not measured.
  */
+static __always_inline __u64 *lb_times(struct lb_marks *marks)
+{
+	return (__u64 *)marks->requests;
+}
+
 static __always_inline void lb_mark(__u32 upstream, __u32 first, __u32 requests)
 {
 	struct lb_marks *marks = bpf_map_lookup_elem(&lb_marks, &upstream);
@@ -70,7 +75,7 @@ static __always_inline void lb_mark(__u32 upstream, __u32 first, __u32 requests)
 
 	if (!marks)
 		return;
-	marking.times = marks->times;
+	marking.times = lb_times(marks);
 	bpf_loop(requests, lb_mark_step, &marking, 0);
 }
 
@@ -81,7 +86,7 @@ static __always_inline void lb_measured(__u32 upstream, __u32 backend, __u32 fir
 
 	if (!marks)
 		return;
-	marking.times = marks->times;
+	marking.times = lb_times(marks);
 	bpf_loop(responses, lb_measured_step, &marking, 0);
 	lb_answered_by_order(marks, first, responses);
 }

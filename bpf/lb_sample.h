@@ -10,6 +10,7 @@
 #include "lb_abi.h"
 #include "lb_count.h"
 #include "lb_framing.h"
+#include "lb_inflight.h"
 #include "lb_maps.h"
 #include "lb_slot.h"
 #include "lb_tap.h"
@@ -37,11 +38,6 @@ static __always_inline enum lb_fate lb_await(struct __sk_buff *skb, struct lb_sl
 					     __u32 sample)
 {
 	const struct lb_window *window = (const struct lb_window *)client->window;
-	struct lb_inflight_key key = {
-		.slot = client->target,
-		.generation = client->target_generation,
-	};
-	struct lb_inflight *entry;
 	struct lb_marks *marks;
 	__u64 raw = 0;
 	__u32 number;
@@ -53,11 +49,9 @@ static __always_inline enum lb_fate lb_await(struct __sk_buff *skb, struct lb_sl
 		at = lb_id_place(framing, window, 1);
 		if (at < 0 || lb_load(skb, offset + at, &raw, ((framing->id_width - 1) & 7) + 1))
 			return LB_FATE_UNTIMED;
-		key.id = lb_id_value(framing, raw);
-		entry = bpf_map_lookup_elem(&lb_inflight, &key);
-		if (!entry)
+		if (lb_recognize(client->target, client->target_generation,
+				 lb_id_value(framing, raw), sample))
 			return LB_FATE_UNTIMED;
-		entry->sample = sample;
 		return LB_FATE_AWAITED;
 	}
 	marks = bpf_map_lookup_elem(&lb_marks, &client->target);

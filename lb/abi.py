@@ -20,6 +20,8 @@ MAX_BATCH = 64
 MAX_WINDOW = 56
 MAX_BACKENDS = 1024
 MAX_POOLS = 64
+NEAR = 16
+NEAR_WAYS = 4
 MARKS = 32
 BUCKETS = 128
 STRIDE = 1 << 20
@@ -332,7 +334,8 @@ class Slot(ctypes.Structure):
         ("mark_bytes", U64),
         ("mark_quiet", U64),
         ("cursor", U64),
-        ("pad3", U64 * 5),
+        ("far", U64),
+        ("pad3", U64 * 4),
     )
     generation: int
     role: int
@@ -370,6 +373,7 @@ class Slot(ctypes.Structure):
     sent: int
     answered: int
     ambiguous: int
+    far: int
     disambiguated: int
     quiet: int
     delivered_quiet: int
@@ -394,10 +398,19 @@ class Route(ctypes.Structure):
     upstreams: "ctypes.Array[Upstream]"
 
 
-class Marks(ctypes.Structure):
-    """When outstanding requests left; programs only, mirrored for its size."""
+class Near(ctypes.Structure):
+    """A request that is outstanding."""
 
-    _fields_ = (("times", U64 * MARKS), ("sampled", U64))
+    _fields_ = (("id", U64), ("left", U64))
+    id: int
+    left: int
+
+
+class Marks(ctypes.Structure):
+    """What an upstream keeps of its outstanding requests."""
+
+    _fields_ = (("requests", Near * NEAR), ("sampled", U64))
+    requests: "ctypes.Array[Near]"
 
 
 class InflightKey(ctypes.Structure):
@@ -445,6 +458,8 @@ class Flight(ctypes.Structure):
     given_up: int
 
 
+Slots: TypeAlias = "ctypes.Array[Slot]"
+AllMarks: TypeAlias = "ctypes.Array[Marks]"
 FLIGHT_SIZE = ctypes.sizeof(Flight)
 Flights: TypeAlias = "ctypes.Array[Flight]"
 
@@ -671,6 +686,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "lb_slot": Slot,
     "lb_upstream": Upstream,
     "lb_route": Route,
+    "lb_near": Near,
     "lb_marks": Marks,
     "lb_inflight_key": InflightKey,
     "lb_inflight": Inflight,

@@ -26,7 +26,6 @@ is written only while no program can know the slot.
 
 import errno
 import socket
-from contextlib import suppress
 from dataclasses import dataclass
 
 from lb import abi
@@ -40,6 +39,7 @@ from lb.dataplane.hashing import Hashing
 from lb.dataplane.mapped import MappedSocket
 from lb.dataplane.post import PostChannel
 from lb.dataplane.rates import Rates
+from lb.dataplane.requests import Requests
 from lb.dataplane.rules import Decision, Rules, address_words
 from lb.dataplane.taps import Taps
 from lb.framing import Framing, Ordering
@@ -95,9 +95,6 @@ class DataPlane:
         self.max_message = max_message
         self._socks = loaded.map("lb_socks", SockMap)
         self._sources = loaded.map("lb_sources", SockMap)
-        self._inflight = loaded.map("lb_inflight", HashMap)
-        self._heads = loaded.map("lb_heads", HashMap)
-        self.keeps_heads = self._heads.max_entries > 1
         self._conns = loaded.map("lb_conns", HashMap)
         self._framings = loaded.map("lb_framings", ArrayMap)
         self._pools = loaded.map("lb_pools", ArrayMap)
@@ -121,6 +118,7 @@ class DataPlane:
         self.shared_routes = Ranges("pools with shared connections", len(self._routes) - own)
         self.flights = Ranges("requests on shared upstreams", len(self._flights))
         self.slots = SlotTable(connections)
+        self.requests = Requests(loaded, self._slots, self._marks)
         self.counters = Counters(loaded)
         self.rates = Rates(loaded)
         self.hashing = Hashing(loaded)
@@ -158,11 +156,14 @@ class DataPlane:
         self._framings.update(index, bytes(encode(framing)))
         if framing.ordering is Ordering.FIFO:
             self._in_order.add(index)
+        if framing.id is not None:
+            self.requests.by_id.add(index)
         return index
 
     def withdraw_framing(self, index: int) -> None:
         """No slot refers to a framing any more."""
         self._in_order.discard(index)
+        self.requests.by_id.discard(index)
         self.framings.release(index)
 
     def publish_pool(self, balance: abi.Balance, max_in_flight: int = 0, *, route: int | None = None) -> int:
@@ -489,37 +490,6 @@ class DataPlane:
         mapped.sock.close()
         self.slots.retire(mapped.ref)
 
-    def inflight(self) -> dict[SlotRef, list[bytes]]:
-        """The keys of all outstanding requests that are told apart by ids, by upstream.
-
-        Copies a table that may be large: it belongs into a thread, and may run beside anything else.
-        """
-        found: dict[SlotRef, list[bytes]] = {}
-        for key in self._inflight.keys():  # noqa: SIM118 - a map is no dict
-            entry = abi.InflightKey.from_buffer_copy(key)
-            found.setdefault(SlotRef(entry.slot, entry.generation), []).append(key)
-        return found
-
-    def head(self, key: bytes) -> bytes | None:
-        """The start of an outstanding request, if its framing keeps it."""
-        try:
-            head = abi.Head.from_buffer_copy(self._heads.lookup(key))
-        except FileNotFoundError:
-            return None
-        return bytes(head.bytes[: head.length])
-
-    def forget_requests(self, keys: list[bytes]) -> None:
-        """Takes requests of dead upstreams out of the tables."""
-        for table in (self._inflight, self._heads):
-            for key in keys:
-                with suppress(FileNotFoundError):
-                    table.delete(key)
-
-    def unanswered(self, retired: list[SlotRef]) -> list[SlotRef]:
-        """Those of the slots whose requests may still be in the tables."""
-        slots = ((ref, self._slots[ref.number]) for ref in retired)
-        return [ref for ref, slot in slots if slot.role == abi.Role.UPSTREAM and slot.sent != slot.answered]
-
     def reclaim(self, retired: list[SlotRef]) -> None:
         """Makes slots free, and writes off what is outstanding on upstreams that were there.
 
@@ -605,16 +575,6 @@ class DataPlane:
         slot = self._slots[upstream.ref.number]
         slot.written_off += requests
         self._backends[slot.backend].written_off += requests
-
-    def head_of(self, upstream: SlotRef, ident: int) -> bytes | None:
-        """The start of a request that is outstanding on a shared upstream, if its framing keeps it."""
-        return self.head(bytes(abi.InflightKey(*upstream, ident)))
-
-    def forget_heads(self, upstream: SlotRef, idents: list[int]) -> None:
-        """Forgets the starts of requests on an upstream that is gone."""
-        for ident in idents:
-            with suppress(FileNotFoundError):
-                self._heads.delete(bytes(abi.InflightKey(*upstream, ident)))
 
     def bound_to(self, client: MappedSocket) -> int | None:
         """The slot of the only upstream that a client's next message may go to, if its order demands that."""

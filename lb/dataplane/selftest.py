@@ -339,8 +339,8 @@ def _pairs(
         yield _Pairs(plane, policy, sharing, backends, traffic, stack)
     retired = plane.slots.take_retired()
     plane.wait_for_programs()
-    for keys in plane.inflight().values():
-        plane.forget_requests(keys)
+    for upstream, requests in plane.requests.outstanding(retired).items():
+        plane.requests.forget(upstream, requests)
     plane.reclaim(retired)
 
 

@@ -335,7 +335,7 @@ class Bundle:
             _log.info("%s: %d requests were outstanding there (%s)", upstream, len(lost), reason)
         self._tell(upstream.ref, lost, reason)
         if self.framing.error_reply is not None:
-            self.services.plane.forget_heads(upstream.ref, [flight.id for flight in taken])
+            self.services.plane.requests.forget_heads(upstream.ref, [flight.id for flight in taken])
         table.clear()
         self._replace(upstream)
 
@@ -368,7 +368,7 @@ class Bundle:
     def _error_reply(self, upstream: SlotRef, flight: Flight) -> bytes | None:
         if self.framing.error_reply is None:
             return None
-        head = self.services.plane.head_of(upstream, flight.id)
+        head = self.services.plane.requests.head(upstream, flight.id)
         return None if head is None else error_reply(self.framing, head)
 
     # Requests that get no response in time

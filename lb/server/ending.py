@@ -213,7 +213,8 @@ async def _error_replies(client: "Client", upstream: Upstream, lost: int) -> lis
     if framing.error_reply is None or mapped is None or not lost or mapped.ambiguous:
         return []
     services = client.listening.services
-    heads = [services.plane.head(key) for key in await services.inquest.requests(mapped.ref)]
+    idents = await services.inquest.requests(mapped.ref)
+    heads = [services.plane.requests.head(mapped.ref, ident) for ident in idents]
     replies = [error_reply(framing, head) for head in heads if head is not None]
     known = [reply for reply in replies if reply is not None]
     return known if len(known) == lost else []

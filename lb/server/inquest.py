@@ -16,7 +16,7 @@ class Inquest:
     def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
         self._wanted = asyncio.Event()
-        self._asked: list[tuple[SlotRef, asyncio.Future[list[bytes]]]] = []
+        self._asked: list[tuple[SlotRef, asyncio.Future[list[int]]]] = []
 
     async def run(self) -> None:
         """Serves for ever; to be run as a task."""
@@ -24,14 +24,15 @@ class Inquest:
             await self._wanted.wait()
             self._wanted.clear()
             asked, self._asked = self._asked, []
-            found = await asyncio.to_thread(self._plane.inflight)
-            for ref, answer in asked:
+            upstreams = {upstream for upstream, _ in asked}
+            found = await asyncio.to_thread(self._plane.requests.outstanding, upstreams)
+            for upstream, answer in asked:
                 if not answer.done():
-                    answer.set_result(found.get(ref, []))
+                    answer.set_result(found[upstream])
 
-    async def requests(self, upstream: SlotRef) -> list[bytes]:
-        """The keys of the requests that are outstanding there (see :meth:`DataPlane.head`)."""
-        answer: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
+    async def requests(self, upstream: SlotRef) -> list[int]:
+        """The ids of the requests that are outstanding there."""
+        answer: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
         self._asked.append((upstream, answer))
         self._wanted.set()
         return await answer

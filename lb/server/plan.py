@@ -182,7 +182,7 @@ class Plan:
                 f" {plane.max_message}",
                 "restart the balancer",
             )
-        if new.framing.error_reply is not None and not plane.keeps_heads:
+        if new.framing.error_reply is not None and not plane.requests.keeps_heads:
             raise MachineError(
                 f"{new.framing.name} has error replies, and the balancer was started without their table",
                 "restart the balancer",

@@ -26,10 +26,11 @@ class Quiescence:
             retired = self._plane.slots.take_retired()
             waiters, self._waiters = self._waiters, []
             await asyncio.to_thread(self._plane.wait_for_programs)
-            if unanswered := self._plane.unanswered(retired):
-                found = await asyncio.to_thread(self._plane.inflight)
-                for ref in unanswered:
-                    self._plane.forget_requests(found.get(ref, []))
+            requests = self._plane.requests
+            if left := requests.left_behind(retired):
+                found = await asyncio.to_thread(requests.outstanding, left)
+                for upstream, idents in found.items():
+                    requests.forget(upstream, idents)
             self._plane.reclaim(retired)
             for waiter in waiters:
                 if not waiter.done():

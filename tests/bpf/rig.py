@@ -243,6 +243,10 @@ class Rig:
         self.plane = plane
         self._stack = stack
 
+    def outstanding(self, client: Client) -> dict[SlotRef, list[int]]:
+        """The ids of the requests on each upstream of a client."""
+        return self.plane.requests.outstanding([upstream.ref for upstream in client.upstreams])
+
     def policy(
         self,
         framing: Framing = PREFIXED,

@@ -110,6 +110,8 @@ def test_the_limits_are_those_of_the_header() -> None:
         "MAX_WINDOW": abi.MAX_WINDOW,
         "MAX_BACKENDS": abi.MAX_BACKENDS,
         "MAX_POOLS": abi.MAX_POOLS,
+        "NEAR": abi.NEAR,
+        "NEAR_WAYS": abi.NEAR_WAYS,
         "MARKS": abi.MARKS,
         "BUCKETS": abi.BUCKETS,
         "STRIDE": abi.STRIDE,

@@ -453,12 +453,12 @@ def test_what_is_forwarded_counts_as_its_sources(rig: Rig) -> None:
     expect(upstream.far, message(1))
     until_equal(lambda: client.mapped.consumed_bytes, len(message(1)))
     assert client.mapped.outstanding == upstream.mapped.outstanding == backend.outstanding == 1
-    assert list(rig.plane.inflight()) == [upstream.ref]
+    assert rig.outstanding(client) == {upstream.ref: [1]}
     upstream.far.sendall(message(1) * 2)
     expect(client.far, message(1))
     until_equal(lambda: rig.counted(Counter.DROPPED_UNSOLICITED), 1)
     assert rig.counted(Counter.FORWARDED) == 1
-    assert rig.plane.inflight() == {}
+    assert rig.outstanding(client) == {upstream.ref: []}
 
 
 @pytest.mark.parametrize("kind", ["forward", "reply"])
@@ -488,13 +488,9 @@ def test_the_requests_that_a_dead_upstream_owes_are_known(rig: Rig) -> None:
     first.far.sendall(message(2) + message(4))
     expect(client.far, message(2) + message(4))
 
-    found = rig.plane.inflight()
+    found = rig.outstanding(client)
 
-    keys = found.pop(first.ref)
-    assert not found
-    assert sorted(abi.InflightKey.from_buffer_copy(key).id for key in keys) == [0, 1, 3]
-    rig.plane.forget_requests(keys)
-    assert rig.plane.inflight() == {}
+    assert {ref: sorted(idents) for ref, idents in found.items()} == {first.ref: [0, 1, 3], second.ref: []}
 
 
 def test_the_start_of_a_request_is_kept_where_the_protocol_has_an_error_reply(rig: Rig) -> None:
@@ -512,9 +508,10 @@ def test_the_start_of_a_request_is_kept_where_the_protocol_has_an_error_reply(ri
     client.far.sendall(queries[0][5:] + queries[1] + short)
     receive(client.upstreams[0].far, len(queries[0] + queries[1] + short))
 
-    keys = rig.plane.inflight()[client.upstreams[0].ref]
+    ((upstream, idents),) = rig.outstanding(client).items()
 
-    heads = sorted(head for key in keys if (head := rig.plane.head(key)) is not None)
+    found = (rig.plane.requests.head(upstream, ident) for ident in idents)
+    heads = sorted(head for head in found if head is not None)
     assert heads == sorted([queries[0][: abi.MAX_HEAD], queries[1][: abi.MAX_HEAD], short])
 
 

@@ -111,7 +111,7 @@ def test_over_a_rate_that_denies_messages_are_dropped_and_counted(rig: Rig) -> N
     measured.check(arrived(client))
     assert rig.counted(Counter.DROPPED_RATE_LIMITED) == 60 - arrived(client)
     assert client.mapped.outstanding == backend.outstanding == backend.requests == arrived(client)
-    assert sum(map(len, rig.plane.inflight().values())) == arrived(client)
+    assert sum(map(len, rig.outstanding(client).values())) == arrived(client)
     upstream = client.upstreams[0].far
     expect(upstream, prefixed(range(10)))
     upstream.sendall(message(0))
