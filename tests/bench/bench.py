@@ -30,7 +30,8 @@ targets, separated by commas; settings follow a slash, as in sockmap-lb/batch=1/
   direct        connections spread over the backends, nothing between
   bare          the least that a proxy in a sockmap can do, for messages of this benchmark only; needs clang
   sockmap-lb    balance=least_outstanding, batch=64, rules=0 (of the listener; only the last one matches),
-                shared=0 (connections to each backend that clients share)
+                shared=0 (connections to each backend that clients share), connect=eager,
+                congestion=- (control algorithm of its connections; -: the machine's)
   haproxy       mode tcp, threads=1
   nginx         stream, workers=1
   dnsdist       for dns only, threads=1
@@ -97,6 +98,8 @@ def main() -> int:
     try:
         raise_descriptor_limit(_DESCRIPTORS)
         network = TOPOLOGIES[options.topology](options.congestion)
+        if options.quickack:
+            network.acknowledge_at_once()
         environment = describe(network)
         runs = _measure(options, network)
     except ProgramError as error:
@@ -141,6 +144,9 @@ def _options() -> argparse.Namespace:
         help="the same for all works that name none (default: as many as go)",
     )
     parser.add_argument("--congestion", help="TCP congestion control of all sockets (default: the machine's)")
+    parser.add_argument(
+        "--quickack", action="store_true", help="the balancer's routes acknowledge each segment (veth only)"
+    )
     parser.add_argument("--json", type=Path, help="also write every run to this file")
     options = parser.parse_args()
     preset = PRESETS[options.compare]

@@ -27,6 +27,7 @@ def describe(network: Network) -> dict[str, str]:
         },
         **sysctls,
         "offloads": network.offloads,
+        "routes": network.routes,
     }
 
 

@@ -60,6 +60,10 @@ class Network(Protocol):
     balancer: Place
     backends: Place
     offloads: str
+    routes: str
+
+    def acknowledge_at_once(self) -> None:
+        """The balancer's machine acknowledges each segment: ``quickack`` of its routes."""
 
     def balancer_seconds(self) -> float | None:
         """Time that the balancer's CPU has been busy so far; None if it has none of its own."""
@@ -72,6 +76,7 @@ class Loopback:
     """One namespace for all."""
 
     offloads = "those of the loopback device"
+    routes = "plain"
 
     def __init__(self, congestion: str | None) -> None:
         with contextlib.ExitStack() as stack:
@@ -79,6 +84,10 @@ class Loopback:
             self._stack = stack.pop_all()
         here = Place(namespace, "127.0.0.1", frozenset(os.sched_getaffinity(0)))
         self.clients = self.balancer = self.backends = here
+
+    def acknowledge_at_once(self) -> None:
+        """Cannot be had: the balancer's routes are everybody's."""
+        raise ProgramError("over loopback the balancer has no routes of its own; use --topology veth")
 
     def balancer_seconds(self) -> float | None:
         """None: the balancer shares its CPUs."""
@@ -93,6 +102,7 @@ class Veth:
     """Three namespaces joined by veth pairs."""
 
     offloads = "those of veth devices, and GRO; rps_cpus names the CPU of each end"
+    routes = "plain"
 
     def __init__(self, congestion: str | None) -> None:
         cpus = sorted(os.sched_getaffinity(0))
@@ -116,6 +126,16 @@ class Veth:
         self.backends = Place(backends, _SERVICE, frozenset({near}))
         # What measures must not run on the CPU that it measures.
         os.sched_setaffinity(0, {near})
+
+    def acknowledge_at_once(self) -> None:
+        """Sets ``quickack`` on each route of the balancer's."""
+        name = self.balancer.namespace.name
+        routes = subprocess.run(
+            ("ip", "-n", name, "route"), capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        for route in routes:
+            ip("-n", name, "route", "change", *route.split(), "quickack", "1")
+        self.routes = "quickack on the balancer's"
 
     def balancer_seconds(self) -> float | None:
         """Of the second CPU."""

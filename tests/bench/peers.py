@@ -68,7 +68,7 @@ class Balancer:
 
     Settings: ``balance``, ``batch``, ``shared`` (connections to each backend that all clients share; 0: each
     has its own), ``connect`` (``eager``, ``on_demand``), ``rules`` (of the listener; only the last one
-    matches).
+    matches), ``congestion`` (control algorithm of its connections; ``-``: the machine's).
     """
 
     defaults: ClassVar[dict[str, str]] = {
@@ -76,6 +76,7 @@ class Balancer:
         "batch": "64",
         "shared": "0",
         "connect": "eager",
+        "congestion": "-",
         "rules": "0",
     }
     protocols: ClassVar[tuple[str, ...]] = (STREAM, DNS, MEMCACHED)
@@ -148,8 +149,11 @@ def _balancer_yaml(scene: Scene, settings: Mapping[str, str]) -> str:
     listed = "".join(
         f"      - {{name: {name}, address: {address}}}\n" for name, address in scene.backends.items()
     )
+    congestion = settings["congestion"]
+    tcp = f"tcp: {{congestion: {congestion}}}\n" if congestion != "-" else ""
     return (
         "admin: {address: 127.0.0.1:0}\n"
+        f"{tcp}"
         f"runtime: {{max_connections: {scene.max_connections}}}\n"
         "listeners:\n"
         f"  - name: bench\n    address: {scene.place.host}:0\n"
