@@ -85,6 +85,7 @@ class Backend:
     def __init__(self, pool: str, backend: config.Backend, check: config.HealthCheck, index: int) -> None:
         self.pool = pool
         self.config = backend
+        self.sockaddr = backend.address.sockaddr  # stays, whatever else of its settings changes
         self.index = index
         self.health = Health.UNKNOWN
         self.admin = AdminState.READY

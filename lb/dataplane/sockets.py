@@ -12,12 +12,13 @@ TCP can find out:
 
 * ``TCP_USER_TIMEOUT``: how long data may wait to be acknowledged, or a window stay shut.
 * ``SO_KEEPALIVE``: asks a peer to which nothing is sent. How many questions may go unanswered follows from
-  ``TCP_USER_TIMEOUT`` (``tcp_keepalive_timer()`` in ``net/ipv4/tcp_timer.c``); ``TCP_KEEPCNT`` says the same.
+  ``TCP_USER_TIMEOUT``, and not from ``TCP_KEEPCNT`` (``tcp_keepalive_timer()`` in ``net/ipv4/tcp_timer.c``).
 
 Accepted sockets inherit all of them from their listener.
 """
 
 import fcntl
+import functools
 import math
 import socket
 import struct
@@ -71,16 +72,22 @@ def prepare(
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _receive_buffer(max_message))
     else:
         _fix_receive_buffer(sock, max_message)
+    for level, option, value in _options(half_message, unacknowledged):
+        sock.setsockopt(level, option, value)
+
+
+@functools.lru_cache
+def _options(half_message: float, unacknowledged: float) -> tuple[tuple[int, int, int | bytes], ...]:
     seconds = int(half_message)
-    timeout = _TIMEVAL.pack(seconds, int((half_message - seconds) * 1e6))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(unacknowledged * 1000))
-    silence, interval, questions = _keepalive(unacknowledged)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, silence)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, questions)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    silence, interval = _keepalive(unacknowledged)
+    return (
+        (socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(seconds, int((half_message - seconds) * 1e6))),
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(unacknowledged * 1000)),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, silence),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    )
 
 
 def require_buffer(max_message: int) -> None:
@@ -156,16 +163,16 @@ def _fix_receive_buffer(sock: socket.socket, max_message: int) -> None:
         )
 
 
-def _keepalive(unacknowledged: float) -> tuple[int, int, int]:
-    """Seconds of silence before the first question, seconds between questions, and their number.
+def _keepalive(unacknowledged: float) -> tuple[int, int]:
+    """Seconds of silence before the first question, and seconds between questions.
 
-    They add up to ``unacknowledged`` in whole seconds, at least half of it silence; a question and its answer
-    take a second each.
+    As many questions as fit in add up to ``unacknowledged`` in whole seconds, at least half of it silence; a
+    question and its answer take a second each.
     """
     whole = max(2, math.ceil(unacknowledged))
     interval = max(1, whole // (2 * _QUESTIONS))
     silence = max(whole // 2, whole - _QUESTIONS * interval)
-    return silence, interval, (whole - silence) // interval
+    return silence, interval
 
 
 def loopback_pair(max_message: int) -> tuple[socket.socket, socket.socket]:

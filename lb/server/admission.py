@@ -73,9 +73,10 @@ class Admission:
 
     def connected(self) -> None:
         """One more upstream is connected."""
-        if self._client.connected_upstreams() == list(self._client.upstreams.values()):
+        connected = len(self._client.connected_upstreams())
+        if connected == len(self._client.upstreams):
             self._finish()
-        else:
+        elif connected == 1:
             self._wait(_STRAGGLERS)
 
     def failed(self) -> None:

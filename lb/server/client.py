@@ -276,8 +276,8 @@ class Client:
 
     def preface(self, backend: Backend) -> bytes:
         """The PROXY header that tells a backend whose connection it is, if its pool wants one."""
-        pools = self.listening.pools
-        version = next(pool.config.send_proxy for pool in pools if pool.config.name == backend.pool)
+        pool = self.listening.pool_of(backend)
+        version = None if pool is None else pool.config.send_proxy
         if version is None:
             return b""
         if self._endpoints is None:

@@ -176,6 +176,13 @@ class Listening:
         """Where its messages go that no rule sends elsewhere."""
         return self.pools[0]
 
+    def pool_of(self, backend: Backend) -> Pool | None:
+        """The one that a backend is of, or was; None if it is gone."""
+        for pool in self.pools:
+            if pool.config.name == backend.pool:
+                return pool
+        return None
+
     @property
     def timeouts(self) -> "Timeouts":
         """Those of the pool."""

@@ -149,12 +149,13 @@ class Upstream:
 
     def connect(self) -> None:
         """Starts to connect; the client hears of the result, perhaps at once."""
-        address = self.backend.config.address
         timeouts = self.owner.timeouts
         code = errno.EIO
         sock: socket.socket | None = None
         try:
-            sock = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            sock = socket.socket(
+                self.backend.config.address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+            )
             sockets.prepare(
                 sock,
                 max_message=self.owner.framing.max_message,
@@ -164,7 +165,7 @@ class Upstream:
             )
             if self._services.congestion is not None:
                 sockets.set_congestion(sock, self._services.congestion)
-            code = sock.connect_ex(address.sockaddr)
+            code = sock.connect_ex(self.backend.sockaddr)
             if code in (0, errno.EINPROGRESS):
                 self._services.poller.watch(sock.fileno(), self, CONNECTING)
         except OSError as error:

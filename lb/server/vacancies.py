@@ -43,8 +43,7 @@ class Vacancies:
 
     def concern(self, backend: Backend) -> bool:
         """Whether a backend is connected to on demand."""
-        pools = self._client.listening.pools
-        pool = next((pool for pool in pools if pool.config.name == backend.pool), None)
+        pool = self._client.listening.pool_of(backend)
         return pool is not None and pool.config.connect is config.Connect.ON_DEMAND
 
     def offer(self, backend: Backend) -> None:
