@@ -163,6 +163,7 @@ class Upstream:
                 unacknowledged=timeouts.unacknowledged,
                 proven=True,
             )
+            sockets.acknowledge_soon(sock)
             if self._services.congestion is not None:
                 sockets.set_congestion(sock, self._services.congestion)
             code = sock.connect_ex(self.backend.sockaddr)
@@ -185,6 +186,7 @@ class Upstream:
             OSError: the kernel has no memory for it; the socket stays the caller's.
         """
         self._services.poller.watch(sock.fileno(), self)
+        sockets.acknowledge_soon(sock)
         self._sock = sock
         self._taken = taken
         self.connected = True
