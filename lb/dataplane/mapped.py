@@ -63,6 +63,11 @@ class MappedSocket:
         return _PAUSES[self._slot.paused]
 
     @property
+    def begun(self) -> bool:
+        """Whether a message from this socket is still coming in: it cannot be paused."""
+        return self._slot.started != 0
+
+    @property
     def has_room(self) -> bool:
         """Whether senders that were paused for the sake of this socket may go on: half its budget is free."""
         return self.backlog <= self._slot.budget // 2

@@ -536,10 +536,12 @@ class DataPlane:
         self._slots[client.number].vacant += 1  # before insert_client(): that sets it
         return place
 
-    def fill(self, client: SlotRef, place: int) -> None:
-        """Ends a vacant place: an upstream is there from now on, or nobody."""
-        self._routes[client.number].upstreams[place].generation = 0
-        self._slots[client.number].vacant -= 1
+    def fill(self, client: SlotRef, *places: int) -> None:
+        """Ends vacant places: an upstream is there from now on, or nobody."""
+        entries = self._routes[client.number].upstreams
+        for place in places:
+            entries[place].generation = 0
+        self._slots[client.number].vacant -= len(places)
 
     def wanted(self, client: MappedSocket) -> int:
         """The vacant places, a bit for each, that the message in front of which a client is paused is for."""

@@ -427,6 +427,7 @@ class Client:
 
     def _lost(self, upstream: Upstream) -> None:
         upstream.leave_route()
+        self.vacancies.rescue()
         self.listening.services.pauses.hasten(self)  # what waited for this one may go to another
 
     def replace(self, upstream: Upstream) -> None:

@@ -8,7 +8,8 @@ until the next attempt is due (``Client.retry``), so the message goes elsewhere.
 
 A message that has begun to come in cannot wait. So before one of which it cannot be said yet where it goes,
 because the bytes that decide have not arrived, all vacant places are filled; and so are they, or one where
-nothing in a message decides, before user space sends on what waits on a client that has closed its side.
+nothing in a message decides, before user space sends on what waits on a client that has closed its side, and
+when the last upstream is lost while a message comes in.
 """
 
 from typing import TYPE_CHECKING
@@ -67,8 +68,9 @@ class Vacancies:
 
     def clear(self) -> None:
         """The client ends."""
-        for backend in list(self._places):
-            self.withdraw(backend)
+        if self._places:
+            self._client.services.plane.fill(self._client.ref, *self._places.values())
+            self._places.clear()
 
     @property
     def full(self) -> bool:
@@ -105,13 +107,9 @@ class Vacancies:
     def settle(self) -> None:
         """An attempt to connect has ended: the client goes on if it waited for the last one."""
         client = self._client
-        mapped = client.mapped
-        if (
-            mapped is not None
-            and client.state is State.SPLICED
-            and mapped.paused is Pause.PAUSED_CONNECT
-            and not self.filling
-        ):
+        if client.state is not State.SPLICED or self.filling:
+            return
+        if client.mapped is not None and client.mapped.paused is Pause.PAUSED_CONNECT:
             client.services.pauses.release(client)
 
     def prepare(self) -> bool:
@@ -123,12 +121,24 @@ class Vacancies:
         if client.listening.policy.routed and not self._prepared:
             for backend in list(self._places):
                 self._connect(backend)
-        elif not self.filling and not any(upstream.serves for upstream in client.upstreams.values()):
+        elif not self.filling and not self._served:
             wanted = self._wanted(client.services.plane.wanted(client.mapped))
             for backend in [backend for backend in wanted if backend.serving][:1] or self.serving[:1]:
                 self._connect(backend)
         self._prepared = True
         return not self.filling
+
+    def rescue(self) -> None:
+        """An upstream is lost: a message that has begun to come in gets another one, if there is none."""
+        client = self._client
+        if client.mapped is not None and client.mapped.begun and not self.filling and not self._served:
+            serving = self.serving
+            for backend in serving if client.listening.policy.routed else serving[:1]:
+                self._connect(backend)
+
+    @property
+    def _served(self) -> bool:
+        return any(upstream.serves for upstream in self._client.upstreams.values())
 
     def accept(self, decision: Decision | None) -> bool:
         """Whether a message, on which that has been decided, may be for one of them."""

@@ -329,6 +329,24 @@ def test_a_backend_that_closes_idle_connections(lab: Lab) -> None:
     assert nothing_dropped(balancer)
 
 
+@pytest.mark.parametrize("settings", [BALANCES["round_robin"], BY_BODY], ids=["round_robin", "hash"])
+def test_the_only_upstream_is_lost_while_a_message_comes_in(lab: Lab, settings: dict[str, Any]) -> None:
+    """It cannot wait any more, so another one is connected before it is whole."""
+    backends = [lab.backend(name) for name in "abc"]
+    balancer = serve(lab, backends, **settings)
+    client = balancer.connect()
+    data = message(1, bytes(300_000))
+    client.send(data[:100_000])
+    eventually_equal(lambda: [len(each.connections) for each in backends].count(1), 1)
+    first = next(backend for backend in backends if backend.connections)
+    first.finish()
+    eventually(lambda: any(each.connections for each in backends if each is not first))
+    balancer.metrics()  # the balancer has looked at its events by then
+    client.send(data[100_000:])
+    assert read_answer(*client.answers(1)).asked == data[8:]
+    assert nothing_dropped(balancer)
+
+
 def test_a_shutdown_while_a_message_waits(lab: Lab) -> None:
     backend = lab.backend("a")
     balancer = serve(lab, [backend], timeouts={"connect": "5s", "drain": "1s"})
