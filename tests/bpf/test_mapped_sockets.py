@@ -169,7 +169,7 @@ def test_backlog_and_delivered_follow_a_destination_that_does_not_read(rig: Rig)
 
     until_equal(lambda: upstream.redirected_bytes, len(sent))
     assert 0 < upstream.mapped.backlog < len(sent)
-    assert not upstream.mapped.delivered
+    until(lambda: not upstream.mapped.delivered)  # at first all may have arrived
     assert receive(upstream.far, len(sent)) == sent
     until_equal(lambda: upstream.mapped.backlog, 0)
     until(lambda: upstream.mapped.delivered)
