@@ -11,6 +11,7 @@ for a rate know their time.
 import asyncio
 import heapq
 import itertools
+import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -110,12 +111,13 @@ class Pauses:
                         await self._sooner.wait()
                 except TimeoutError:
                     pass  # it is time
-            before = loop.time()
-            if ready := self._ready(before):
+            # The thread's time: what others on this processor took is no reason to wait.
+            before = time.thread_time()
+            if ready := self._ready(loop.time()):
                 await self._canary()
                 self._resume(ready)
             else:
-                await asyncio.sleep(_SHARE * (loop.time() - before))
+                await asyncio.sleep(min(_LONGEST, _SHARE * (time.thread_time() - before)))
 
     def _ready(self, now: float) -> list[Source]:
         """Looks at some of those that are due; those that may go on."""
