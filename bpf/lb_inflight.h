@@ -75,7 +75,7 @@ static __always_inline __u32 lb_near_set(__u64 id)
 	return (bits * LB_NEAR_WAYS) & (LB_NEAR - 1);
 }
 
-static __always_inline struct lb_near *lb_near_of(struct lb_marks *marks, __u32 place)
+static __always_inline struct lb_near *lb_near_at(struct lb_marks *marks, __u32 place)
 {
 	return &marks->requests[place & (LB_NEAR - 1)];
 }
@@ -83,6 +83,21 @@ static __always_inline struct lb_near *lb_near_of(struct lb_marks *marks, __u32 
 static __always_inline __u64 lb_left(const struct lb_near *near)
 {
 	return *(volatile __u64 *)&near->left;
+}
+
+/* The upstream's own entry of a request, with what it says, or NULL. */
+static __always_inline struct lb_near *lb_near_of(struct lb_marks *marks, __u64 id, __u64 *left)
+{
+	__u32 set = lb_near_set(id);
+
+	for (__u32 way = 0; way < LB_NEAR_WAYS; way++) {
+		struct lb_near *near = lb_near_at(marks, set + way);
+
+		*left = lb_left(near);
+		if (*left && near->id == id)
+			return near;
+	}
+	return NULL;
 }
 
 /* Enters a request that leaves now; nonzero if it is not alone, or there is no room for it. */
@@ -98,7 +113,7 @@ __noinline int lb_enter(__u32 number, __u32 generation, __u64 id, __u32 now)
 	if (!upstream || !marks)
 		return 1;
 	for (__u32 way = 0; way < LB_NEAR_WAYS; way++) {
-		near = lb_near_of(marks, set + way);
+		near = lb_near_at(marks, set + way);
 		if (!lb_left(near))
 			room = near;
 		else if (near->id == id)
@@ -124,16 +139,14 @@ __noinline int lb_take_out(__u32 number, __u32 generation, __u64 id, __u32 backe
 	struct lb_marks *marks = bpf_map_lookup_elem(&lb_marks, &number);
 	struct lb_inflight_key key = { .slot = number, .generation = generation, .id = id };
 	struct lb_inflight *entry;
-	__u32 set = lb_near_set(id), time, sample;
+	struct lb_near *near;
+	__u32 time, sample;
+	__u64 left;
 
 	if (!upstream || !marks)
 		return 0;
-	for (__u32 way = 0; way < LB_NEAR_WAYS; way++) {
-		struct lb_near *near = lb_near_of(marks, set + way);
-		__u64 left = lb_left(near);
-
-		if (!left || near->id != id)
-			continue;
+	near = lb_near_of(marks, id, &left);
+	if (near) {
 		*(volatile __u64 *)&near->left = 0;
 		time = left >> 32;
 		sample = left;
@@ -162,18 +175,16 @@ static __always_inline int lb_recognize(__u32 number, __u32 generation, __u64 id
 	struct lb_marks *marks = bpf_map_lookup_elem(&lb_marks, &number);
 	struct lb_inflight_key key = { .slot = number, .generation = generation, .id = id };
 	struct lb_inflight *entry;
-	__u32 set = lb_near_set(id);
+	struct lb_near *near;
+	__u64 left, with;
 
 	if (!marks)
 		return 1;
-	for (__u32 way = 0; way < LB_NEAR_WAYS; way++) {
-		struct lb_near *near = lb_near_of(marks, set + way);
-		__u64 left = lb_left(near);
-
-		if (!left || near->id != id)
-			continue;
-		near->left = left | sample;
-		return 0;
+	near = lb_near_of(marks, id, &left);
+	if (near) {
+		/* It may be an earlier request's of the same id, whose response comes right now. */
+		with = (left & ~0xffffffffULL) | sample;
+		return __sync_val_compare_and_swap(&near->left, left, with) != left;
 	}
 	entry = bpf_map_lookup_elem(&lb_inflight, &key);
 	if (!entry)

@@ -59,15 +59,15 @@ static long lb_measured_step(__u32 i, void *context)
 	return 0;
 }
 
-/*
- * Remembers when requests left for an upstream, the first of them as its first-th.
- * With more than LB_MARKS in flight the older ones are not measured.
- */
 static __always_inline __u64 *lb_times(struct lb_marks *marks)
 {
 	return (__u64 *)marks->requests;
 }
 
+/*
+ * Remembers when requests left for an upstream, the first of them as its first-th.
+ * With more than LB_MARKS in flight the older ones are not measured.
+ */
 static __always_inline void lb_mark(__u32 upstream, __u32 first, __u32 requests)
 {
 	struct lb_marks *marks = bpf_map_lookup_elem(&lb_marks, &upstream);
