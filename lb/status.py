@@ -144,6 +144,7 @@ class Status:
         self._server = server
         self._source = source
         self._since = time.monotonic()
+        self._default_congestion = sockets.default_congestion()  # no descriptor may be left later
 
     def obstacles(self) -> list[str]:
         """Why the balancer is not ready to serve; empty when it is."""
@@ -183,7 +184,7 @@ class Status:
             version=lb.__version__,
             kernel=os.uname().release,
             configuration=str(self._source),
-            congestion_control=server.settings.tcp.congestion or sockets.default_congestion(),
+            congestion_control=server.settings.tcp.congestion or self._default_congestion,
             uptime_seconds=round(time.monotonic() - self._since, 3),
             state=server.state,
             ready=not obstacles,

@@ -124,9 +124,8 @@ class Admission:
         client.splice()
         if client.state is State.SPLICED:
             for backend in self.choose():
-                if (
-                    backend not in client.upstreams and backend not in client.vacancies
-                ):  # it failed, or came up, since the start
+                # It failed, or came up, since the start.
+                if backend not in client.upstreams and backend not in client.vacancies:
                     client.retry(backend)
 
     def choose(self) -> list[Backend]:

@@ -62,6 +62,7 @@ class Plan:
         self._new_listenings: dict[str, Listening] = {}
         self._rates: dict[str, int] = {}
         self._rules: dict[str, Range] = {}
+        self._congestion: str | None = None  # for listening sockets; None: they have what they should
 
     # What can fail
 
@@ -71,10 +72,7 @@ class Plan:
         Raises:
             PlanRefusedError: something cannot be had. Nothing has changed.
         """
-        congestion = self._settings.tcp.congestion
-        if congestion is not None:
-            with self._explained("tcp.congestion"):
-                sockets.require_congestion(congestion)
+        self._make_congestion()
         with ExitStack() as undo:
             pools, listeners = self._difference.pools, self._difference.listeners
             for new in (*pools.added, *(after for _, after in pools.replaced)):
@@ -94,6 +92,16 @@ class Plan:
                 if stays.name not in fresh:
                     self._make_rules(stays, undo)
             undo.pop_all()
+
+    def _make_congestion(self) -> None:
+        """That it can be had, or what is the machine's if there was another one."""
+        congestion = self._settings.tcp.congestion
+        if congestion is not None:
+            with self._explained("tcp.congestion"):
+                sockets.require_congestion(congestion)
+            self._congestion = congestion
+        elif self._assembly.services.congestion is not None:
+            self._congestion = sockets.default_congestion()
 
     def _path(self, kind: str, name: str) -> str:
         things = self._settings.pools if kind == "pools" else self._settings.listeners
@@ -331,11 +339,10 @@ class Plan:
 
     def _set_congestion(self, name: str | None) -> None:
         """What connections to come get; None: what they would have by themselves."""
-        services = self._assembly.services
-        before, services.congestion = services.congestion, name
-        if name is None and before is None:
+        self._assembly.services.congestion = name
+        chosen = self._congestion
+        if chosen is None:
             return
-        chosen = name or sockets.default_congestion()
         for listener in self._assembly.listeners:
             listener.set_congestion(chosen)
         for pool in self._assembly.pools:
